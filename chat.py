@@ -1,0 +1,219 @@
+"""A conversation about pictures, in the terminal.
+
+    python chat.py examples/harbor.png
+    python chat.py examples/harbor.png --prompt "[refer] where is the largest ship ?" --save out.png
+
+A question may begin with a task: [caption] [vqa] [refer] [detection] [identify] [grounding].
+Boxes in an answer are printed in pixels, drawn on the full-resolution picture and saved.
+"""
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from data import (
+    IDENTIFIERS,
+    PROMPTS,
+    DataError,
+    Tokenizer,
+    draw_boxes,
+    load_image,
+    parse_boxes,
+    preprocess,
+    render,
+    strip_boxes,
+)
+from projector import ModelError, SkyEyeGPT
+
+HELP = """/image FILE ..  other pictures, a new conversation     /reset      forget what was said
+/task NAME      put [NAME] before every question       /save FILE  .png: picture with boxes,
+/task           questions as they are                              .json: the conversation
+/help           this                                   /quit       leave (or Ctrl-D)
+Ctrl-C stops an answer. Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIERS)
+
+
+class Conversation:
+    """Pictures, the turns so far, and a KV cache that holds them: no turn is computed twice."""
+
+    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: list[str], sampling: dict):
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.open(paths)
+
+    def open(self, paths: list[str]) -> None:
+        """Other pictures. Raises DataError, and then nothing has changed."""
+        pictures = [load_image(path) for path in paths]
+        size, weight = self.model.config.vit.image_size, self.model.llama_proj.weight
+        self.paths, self.pictures = paths, pictures
+        self.images = torch.stack([preprocess(p, size) for p in pictures]) if pictures else None
+        if pictures:
+            self.images = self.images.to(weight.device, weight.dtype)
+        self.reset()
+
+    def reset(self) -> None:
+        self.ids: list[int] = []
+        self.turns: list[tuple[str, str]] = []
+        self.cache = self.model.llama_model.cache(1, self.model.config.llama.max_positions)
+
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer, piece by piece. What was said stays said when the caller stops early."""
+        config = self.model.config
+        ids, _, _ = render(self.tokenizer, [(question, None)], config.visual_tokens,
+                           len(self.pictures), config.prompt, later=bool(self.turns))
+        if len(self.ids) + len(ids) >= self.cache.slots:
+            raise DataError(f"the conversation is over {self.cache.slots} tokens: /reset it")
+        images = self.images if not self.turns else None
+        self.ids += ids
+        self.turns.append((question, ""))
+        stop, answer = self.tokenizer.encode(PROMPTS[config.prompt].ask_stop), []
+        device = self.model.llama_proj.weight.device
+        try:
+            for token in self.model.generate(torch.tensor(self.ids, device=device), images,
+                                             cache=self.cache, **self.sampling):
+                answer.append(token)
+                text = self.tokenizer.decode(answer)
+                if not text.endswith("\ufffd"):             # half of a letter: wait for the rest
+                    yield text[len(self.turns[-1][1]):]
+                    self.turns[-1] = (question, text)
+        finally:
+            self.ids += answer + stop
+
+    def boxes(self) -> list[tuple[str, tuple]]:
+        """(phrase, box in pixels of the first picture) of the last answer."""
+        if not self.pictures or not self.turns:
+            return []
+        return parse_boxes(self.turns[-1][1], *self.pictures[0].size)
+
+    def save(self, file: Path) -> None:
+        """.json: the conversation as a LLaVA row that train.py reads; else the boxes drawn."""
+        if file.suffix == ".json":
+            said = [{"from": who, "value": text} for turn in self.turns
+                    for who, text in zip(("human", "gpt"), turn, strict=True)]
+            row = {"image": self.paths, "conversations": said}
+            file.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
+        else:
+            if not self.pictures:
+                raise DataError("there is no picture to save")
+            draw_boxes(self.pictures[0], self.boxes()).save(file)
+        print(f"saved {file}", file=sys.stderr)
+
+
+def checked(question: str) -> str:
+    """The question, if what it begins with is a task or no task at all."""
+    name = question[1:question.find("]")] if question.startswith("[") and "]" in question else ""
+    if name and name not in IDENTIFIERS:
+        known = " ".join(f"[{name}]" for name in IDENTIFIERS)
+        raise DataError(f"[{name}]: unknown task; there are {known}")
+    return question
+
+
+def speak(talk: Conversation, question: str) -> None:
+    """Print the answer as it comes, then its boxes."""
+    try:
+        for piece in talk.ask(checked(question)):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", end="")
+    print()
+    for phrase, box in talk.boxes():
+        name = phrase or strip_boxes(question.partition("]")[2]) or "box"
+        print(f"  {name}: x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f} pixels")
+
+
+def free_name(picture: str) -> Path:
+    """NAME_boxes.png beside the picture, or NAME_boxes_2.png, ..: never a file that exists."""
+    stem, number = Path(picture).with_suffix(""), 1
+    file = Path(f"{stem}_boxes.png")
+    while file.exists():
+        number += 1
+        file = Path(f"{stem}_boxes_{number}.png")
+    return file
+
+
+def command(talk: Conversation, line: str, task: str) -> str:
+    """Do what a /line says -> the task for the questions that follow."""
+    word, *rest = line.split()
+    if word == "/image" and rest:
+        talk.open(rest)
+        print(f"looking at {' '.join(rest)}")
+    elif word == "/task":
+        return checked(f"[{rest[0].strip('[]')}] ") if rest else ""
+    elif word == "/reset":
+        talk.reset()
+    elif word == "/save":
+        talk.save(Path(rest[0]) if rest else free_name((talk.paths or ["chat"])[0]))
+    else:
+        print(HELP)
+    return task
+
+
+def converse(talk: Conversation) -> None:
+    task = ""
+    while True:
+        try:
+            line = input(f"{task}> ").strip()
+            if line.split(" ")[0] in ("/quit", "/exit"):
+                return
+            if line.startswith("/"):
+                task = command(talk, line, task)
+            elif line:
+                speak(talk, line if line.startswith("[") else task + line)
+                if talk.boxes():
+                    talk.save(free_name(talk.paths[0]))
+        except (DataError, OSError) as error:
+            print(error)
+        except KeyboardInterrupt:
+            print("\n/quit or Ctrl-D leaves")
+        except EOFError:
+            print()
+            return
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", help="one picture, or a clip's frames")
+    parser.add_argument("--model", default="weights/nano", help="folder (default %(default)s)")
+    parser.add_argument("--prompt", action="append", help="ask this, print the answer and leave; "
+                        "may be given several times for several turns")
+    parser.add_argument("--save", type=Path, help="with --prompt: write picture and boxes here")
+    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=300)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
+    parser.add_argument("--top_p", "--top-p", type=float, default=0.9)
+    parser.add_argument("--top_k", "--top-k", type=int, default=50)
+    parser.add_argument("--repetition_penalty", "--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
+    for question in args.prompt or []:
+        checked(question)
+    model = SkyEyeGPT.from_pretrained(args.model, args.device, dtype)
+    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model")
+    sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
+                "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
+                "repetition_penalty": args.repetition_penalty,
+                "generator": torch.Generator(args.device).manual_seed(args.seed)}
+    talk = Conversation(model, tokenizer, args.images, sampling)
+    if args.prompt is None:
+        print(f"{args.model} sees {' '.join(args.images) or 'no picture'}; /help tells the rest")
+        return converse(talk)
+    for question in args.prompt:
+        speak(talk, question)
+    if args.save:
+        talk.save(args.save)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, ModelError, OSError) as error:
+        print(f"chat.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,514 @@
+"""Everything between disk or keyboard and tensors, in both directions.
+
+A sample is one question or conversation about one or more pictures. A row is what the model is
+fed: the questions of one picture, behind one copy of its visual tokens,
+
+    ids        <s> [INST] <Img> -1 .. -1 | </Img> question 1 [/INST] answer 1 </s> | </Img> ..
+    labels       .   .     .     .  .  . |    .      .         .     answer 1 </s> |    .
+    segments     0   0     0     0  0  0 |    1      1         1        1      1   |    2
+    positions    0   1     2     3  .. n |   n+1    n+2       n+3      ..          |   n+1
+
+with -1 for an image slot and . for -100, no label. Ids and labels come from one call, so they
+cannot drift apart.
+"""
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from formats import class_folder, dior_rsvg, llava, rsicd, skyeye
+
+Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y downwards
+
+
+class DataError(Exception):
+    """Data that cannot be used: one line that names the file or row and what to do."""
+
+
+# ---- tokenizer -----------------------------------------------------------------------------------
+
+class Tokenizer:
+    """A sentencepiece model, read as upstream's slow LlamaTokenizer reads it (transformers 4.30).
+
+    <s>, </s> and <unk> in a text become their ids; each piece between them is encoded on its own,
+    with the word mark that sentencepiece puts before a text. No <s> is added: `render` writes it.
+    """
+    SPECIAL = ("<unk>", "<s>", "</s>")          # ids 0, 1, 2
+
+    def __init__(self, path: str | Path):
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file; a model folder holds its tokenizer.model")
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except RuntimeError:
+            raise DataError(f"{path}: not a sentencepiece model; download it again") from None
+        self.bos, self.eos = 1, 2
+
+    def __len__(self) -> int:
+        return self.model.vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for piece in re.split("(<unk>|</?s>)", text):
+            special = piece in self.SPECIAL
+            ids += [self.SPECIAL.index(piece)] if special else self.model.encode(piece)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.model.decode([i for i in ids if i > 2])
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)      # of CLIP's pictures: red, green, blue in 0 .. 1
+STD = (0.26862954, 0.26130258, 0.27577711)
+MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
+TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """-> RGB, 8 bit, turned as its EXIF orientation says. DataError: one line with the file."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such picture") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture ({describe_file(path)})") from None
+    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); is the file complete?") from None
+
+
+def describe_file(path: str | Path) -> str:
+    head = Path(path).read_bytes()[:200]
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer: run git lfs pull"
+    if head.lstrip()[:1] == b"<":
+        return "a web page: the download failed"
+    return "unknown format; PNG, JPEG, TIFF, GIF, WebP and BMP are read"
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a picture is moved in training; its boxes go along."""
+    crop: Box = (0, 0, 1, 1)                        # the part kept, in fractions of the sides
+    transpose: tuple[Image.Transpose, ...] = ()     # mirrors and quarter turns, in order
+    gain: tuple[float, float] = (1.0, 0.0)          # contrast, brightness of normalized values
+
+    def box(self, box: Box, width: int, height: int) -> Box:
+        """Where a box comes to lie, in the same frame. Crops are for pictures without boxes."""
+        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+        for step in self.transpose:
+            if step == Image.Transpose.FLIP_LEFT_RIGHT:
+                x1, x2 = 1 - x2, 1 - x1
+            elif step == Image.Transpose.ROTATE_90:             # what was right is on top
+                x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
+            elif step == Image.Transpose.ROTATE_180:
+                x1, y1, x2, y2 = 1 - x2, 1 - y2, 1 - x1, 1 - y1
+            else:
+                x1, y1, x2, y2 = 1 - y2, x1, 1 - y1, x2
+        return x1 * width, y1 * height, x2 * width, y2 * height
+
+
+STILL = Move()
+
+
+def preprocess(image: Image.Image, size: int, move: Move = STILL) -> Tensor:
+    """-> float[3, size, size], squashed to a square (bicubic) and CLIP-normalized, as upstream."""
+    part = None if move.crop == STILL.crop else tuple(
+        fraction * side for fraction, side in zip(move.crop, image.size * 2, strict=True))
+    image = image.resize((size, size), Image.Resampling.BICUBIC, part)
+    for step in move.transpose:
+        image = image.transpose(step)
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255        # [3, H, W]
+    x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return x if move.gain == STILL.gain else x * move.gain[0] + move.gain[1]
+
+
+# ---- boxes ---------------------------------------------------------------------------------------
+
+BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4) + r"\s*\}")
+PHRASE = re.compile(r"<p>(.*?)</p>")
+COLORS = "#ff3b30 #ffcc00 #34c759 #00c7ff #ff2d92 #ff9500 #af52de #ffffff".split()
+
+
+def encode_box(box: Box, width: int, height: int) -> str:
+    """Pixels -> `{<x1><y1><x2><y2>}`, 0 to 100, cut off and not rounded, as upstream writes."""
+    x1, x2 = sorted((box[0] / width, box[2] / width))
+    y1, y2 = sorted((box[1] / height, box[3] / height))
+    return "{" + "".join(f"<{int(100 * min(max(v, 0), 1))}>" for v in (x1, y1, x2, y2)) + "}"
+
+
+def parse_boxes(text: str, width: int, height: int, corner: bool = False) -> list[tuple[str, Box]]:
+    """Every box in a text -> [(phrase, box in pixels)]; the phrase is the last <p>..</p> before.
+
+    A number q stands for the bin q .. q + 1 it was cut off to, so the middle of the bin is read;
+    upstream reads its corner (corner=True). Numbers over 100 are no box, corners are sorted.
+    """
+    found = []
+    for match in BOX.finditer(text):
+        numbers = [int(n) for n in match.groups()]
+        if max(numbers) > 100:
+            continue
+        x1, y1, x2, y2 = (n / 100 if corner else min(n + 0.5, 100) / 100 for n in numbers)
+        box = (min(x1, x2) * width, min(y1, y2) * height,
+               max(x1, x2) * width, max(y1, y2) * height)
+        phrases = PHRASE.findall(text[:match.start()])
+        found.append((phrases[-1].strip() if phrases else "", box))
+    return found
+
+
+def strip_boxes(text: str) -> str:
+    """The words of an answer without its box notation."""
+    return " ".join(re.sub(r"</?p>|<delim>", " ", BOX.sub(" ", text)).split())
+
+
+def place_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Move) -> str:
+    """Write the next of `boxes` at each <bbox>; boxes that are text already move along."""
+    def moved(match: re.Match) -> str:
+        parsed = parse_boxes(match[0], width, height)
+        return written(parsed[0][1]) if parsed else match[0]
+
+    def written(box: Box) -> str:
+        return encode_box(move.box(box, width, height), width, height)
+
+    coming = iter(boxes)
+    text = BOX.sub(moved, text) if move.transpose else text
+    return re.sub("<bbox>", lambda _: written(next(coming)), text)
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[tuple[str, Box]]) -> Image.Image:
+    """A copy of the picture with each box and its phrase, in colors that differ."""
+    image = image.copy()
+    draw, stroke = ImageDraw.Draw(image), max(2, max(image.size) // 200)
+    font = ImageFont.load_default(max(11, max(image.size) // 32))
+    for i, (phrase, box) in enumerate(boxes):
+        draw.rectangle(box, outline="black", width=stroke + 2)
+        draw.rectangle(box, outline=COLORS[i % len(COLORS)], width=stroke)
+        if phrase:
+            _, _, width, height = draw.textbbox((4, 2), phrase, font=font)
+            width, height = width + 4, height + 4
+            x = max(0, min(box[0], image.width - width))
+            y = box[1] - height if box[1] > height else min(box[3], image.height - height)
+            draw.rectangle((x, y, x + width, y + height), fill=COLORS[i % len(COLORS)])
+            draw.text((x + 4, y + 2), phrase, fill="black", font=font)
+    return image
+
+
+# ---- prompts -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a turn is written; | stands for the picture's slots."""
+    picture: str                # once for each picture, before the first question
+    first: str                  # before the pictures
+    later: str                  # before every later question
+    end: str                    # after every question
+    ask_first: str              # `first` and `end` where an answer is asked for, not learned
+    ask_end: str
+    stop: str = "</s>"          # after an answer
+    ask_stop: str = "</s>"      # after an answer that was generated
+
+
+PROMPTS = {
+    # One form for learning and asking: what we train with.
+    "skyeye": Prompt("<Img>|</Img>", "[INST] ", "<s>[INST] ", " [/INST]",
+                     ask_first="[INST] ", ask_end=" [/INST]"),
+    # The released checkpoint: two spaces before [/INST] in training; asked, one and a second <s>.
+    "minigpt_v2": Prompt("<Img>|</Img>", "[INST] ", "<s>[INST] ", "  [/INST]",
+                         ask_first="<s>[INST] ", ask_end=" [/INST]", ask_stop=""),
+}
+
+IDENTIFIERS = ("caption", "vqa", "refer", "detection", "identify", "grounding")
+CAPTION = """Briefly describe this image. | Provide a concise depiction of this image.
+| Present a short description of this image. | Summarize this image in a few words.
+| A short image caption: | A short image description: | A photo of | An image that shows
+| Write a short description for the image. | Write a description for the photo.
+| Provide a description of what is presented in the photo.
+| Briefly describe the content of the image. | Can you briefly explain what you see in the image?
+| Could you use a few words to describe what you perceive in the photo?
+| Please provide a short depiction of the picture.
+| Using language, provide a short account of the image.
+| Use a few words to illustrate what is happening in the picture."""
+TASKS = {       # MiniGPT-v2's templates; {} is the expression, the question or the box
+    "caption": ["[caption] briefly describe the image",
+                *("[caption] " + text.strip() for text in CAPTION.split("|"))],
+    "video": ["[caption] briefly describe the video frame image"],
+    "vqa": ["[vqa] {}",
+            "[vqa] Based on the image, respond to this question with a short answer: {}"],
+    "scene": ["[vqa] {}"],
+    "refer": ["[refer] give me the location of {}", "[refer] {}", "[refer] where is {} ?",
+              "[refer] from this image, tell me the location of {}",
+              "[refer] the location of {} is", "[refer] could you tell me the location for {} ?",
+              "[refer] where can I locate the {} ?"],
+    "detection": ["[detection] {}"],
+    "identify": ["[identify] what is it in {}", "[identify] {}", "[identify] this {} is",
+                 "[identify] what object is in this location {}",
+                 "[identify] identify the object present at this location {}",
+                 "[identify] describe this object in {}", "[identify] the object in {} is"],
+    "conversation": ["{}"],
+}
+CLEANED = ("caption", "video", "vqa", "refer")          # tasks whose texts upstream cleans
+
+
+def clean_text(text: str, words: int = 50) -> str:
+    """Upstream's blip_caption: lower case, no punctuation but ? and comma, at most 50 words."""
+    text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
+    return " ".join(re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:words])
+
+
+def render(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots: int = 0,
+           pictures: int = 1, style: str = "skyeye", later: bool = False
+           ) -> tuple[list[int], list[int], int]:
+    """-> ids, labels, and how many ids come before the first question (what questions share).
+
+    turns: (question, answer) each; where the last answer is None, it is asked for and the ids end.
+    slots: visual tokens a picture; each picture becomes that many -1 (0 pictures: text alone).
+    later: the turns go on with a conversation, so there is no <s> in front and no picture.
+    """
+    prompt, asking = PROMPTS[style], turns[-1][1] is None
+    first, end = (prompt.ask_first, prompt.ask_end) if asking else (prompt.first, prompt.end)
+    ids: list[int] = []
+    labels: list[int] = []
+
+    def write(piece: list[int], learn: bool = False) -> None:
+        ids.extend(piece)
+        labels.extend(piece if learn else [-100] * len(piece))
+
+    lead = prompt.later if later else first
+    if not later:
+        write([tokenizer.bos])
+        before, after = prompt.picture.split("|")
+        for _ in range(pictures):
+            write(tokenizer.encode(lead + before))
+            write([-1] * slots)
+            lead = after
+        lead += " " * (pictures > 0)
+    shared = len(ids)
+    for question, answer in turns:
+        write(tokenizer.encode(lead + question + end))
+        if answer is not None:
+            write(tokenizer.encode(answer + prompt.stop), learn=True)
+        lead = prompt.later
+    return ids, labels, shared
+
+
+# ---- samples -------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Sample:
+    """One question or conversation. `<bbox>` in a text stands for the next of `boxes`."""
+    images: tuple[str, ...]                     # paths; several for a clip
+    turns: tuple[tuple[str, str], ...]          # (question, answer), without template
+    task: str                                   # a key of TASKS
+    source: str                                 # where the row stands, for messages
+    boxes: tuple[Box, ...] = ()                 # pixels of the original picture
+    references: tuple[str, ...] = ()            # what counts as right, if more than the answer
+    kind: str = ""                              # question type (presence, count, ...)
+
+
+# Each has matches(place) and read(place, split), which yields a Sample's fields, the pictures
+# named from `place`. Raises ValueError with a line that names the row.
+FORMATS = {
+    "llava": llava,                 # a .json or .jsonl of conversations
+    "skyeye": skyeye,               # SkyEye-968k's folder, and the miniature world
+    "rsicd": rsicd,                 # RSICD, UCM-, Sydney-Captions: dataset*.json
+    "dior_rsvg": dior_rsvg,         # DIOR-RSVG, RSVG: VOC XML and running object numbers
+    "class_folder": class_folder,   # AID, NWPU-RESISC45, RSSCN7: a folder a class
+}
+
+
+def read_data(place: str | Path, split: str = "train", stage: int = 0) -> list[Sample]:
+    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
+
+    Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
+    conversations out, stage 2 takes them alone where there are any.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder")
+    reader = next((module for module in FORMATS.values() if module.matches(place)), None)
+    if reader is None:
+        raise DataError(f"{place}: in no layout that is read here ({', '.join(FORMATS)})")
+    root = place if place.is_dir() else place.parent
+    try:
+        samples = [Sample(**row | {"images": inside(root, row["images"])})
+                   for row in reader.read(place, split)]
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from None
+    if stage:
+        talks = [sample for sample in samples if sample.task == "conversation"]
+        single = [sample for sample in samples if sample.task != "conversation"]
+        samples = (single or talks) if stage == 1 else (talks or single)
+    if not samples:
+        raise DataError(f"{place}: no samples in split {split!r}")
+    return samples if split == "train" else gather_references(samples)
+
+
+def inside(root: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The paths of pictures named in a data file; none may leave the data's folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name}: a data file may only name pictures inside {root}")
+    return tuple(str(root / name) for name in names)
+
+
+def gather_references(samples: list[Sample]) -> list[Sample]:
+    """All captions of a picture become one sample, asked once and scored against each."""
+    captions: dict[tuple, list[Sample]] = {}
+    for sample in samples:
+        if sample.task in ("caption", "video"):
+            captions.setdefault(sample.images, []).append(sample)
+    gathered = [replace(group[0], references=tuple(sample.turns[0][1] for sample in group))
+                for group in captions.values()]
+    return gathered + [sample for sample in samples if sample.task not in ("caption", "video")]
+
+
+# ---- rows for the model --------------------------------------------------------------------------
+
+SIDES = set("left right top bottom upper lower above below leftmost rightmost north south east "
+            "west northeast northwest southeast southwest".split())
+NUMBERS = set("no one two three four five six seven eight nine ten".split())
+
+
+def draw_move(samples: Sequence[Sample], rng: random.Random) -> Move:
+    """A random move that contradicts no word of these samples: no mirror where a side is named,
+    no crop where something is counted, pointed at or asked about."""
+    text = " ".join(text for sample in samples for turn in sample.turns for text in turn)
+    words, transpose, crop = set(re.findall(r"\w+", text.lower())), (), STILL.crop
+    if not words & SIDES:
+        transpose = rng.choice(((), (MIRROR,))) + rng.choice(((), *((turn,) for turn in TURNS)))
+    whole = any(s.task not in ("caption", "scene") and s.kind != "theme" for s in samples)
+    if not whole and not words & NUMBERS:
+        width, height = rng.uniform(0.65, 1), rng.uniform(0.65, 1)
+        x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+        crop = (x, y, x + width, y + height)
+    return Move(crop, transpose, (rng.uniform(0.8, 1.25), rng.uniform(-0.3, 0.3)))
+
+
+def turns_of(sample: Sample, size: tuple[int, int], move: Move = STILL,
+             rng: random.Random | None = None) -> list[tuple[str, str]]:
+    """The turns as text: cleaned, boxes written, in a template (the first one without rng)."""
+    boxes = list(sample.boxes)
+    if move.transpose and sample.task == "detection":       # detections go from left to right
+        boxes.sort(key=lambda box: move.box(box, *size)[0])
+    pool, turns = TASKS[sample.task], []
+    for question, answer in sample.turns:
+        if sample.task in CLEANED:
+            question, answer = clean_text(question), clean_text(answer)
+        asked = question.count("<bbox>")
+        question = place_boxes(question, boxes[:asked], *size, move)
+        template = rng.choice(pool) if rng else pool[0]
+        answer_boxes, boxes = boxes[asked:], boxes[asked + answer.count("<bbox>"):]
+        turns.append((template.replace("{}", question),
+                      place_boxes(answer, answer_boxes, *size, move)))
+    return turns
+
+
+class Rows(torch.utils.data.Dataset):
+    """The training rows: `rows[epoch, number]`, the same whoever asks and however often.
+
+    Up to `questions` samples of one picture share a row. An epoch has every sample once, in an
+    order drawn from (seed, epoch); a row's templates and moves are drawn from (seed, epoch,
+    number). `ratios`, (samples, ratio) of each data set in turn, changes that: so large a part of
+    the set's rows, others every epoch. Rows of like length come in blocks of `block`, the rows of
+    a step, as a batch is padded to its longest.
+    """
+
+    def __init__(self, samples: list[Sample], tokenizer: Tokenizer, image_size: int,
+                 visual_tokens: int, style: str = "skyeye", questions: int = 1,
+                 augment: bool = False, seed: int = 42, max_tokens: int = 1024,
+                 ratios: Sequence[tuple[int, float]] = (), block: int = 1):
+        self.samples, self.tokenizer, self.style = samples, tokenizer, style
+        self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
+        self.questions, self.augment, self.seed = questions, augment, seed
+        self.ratios, self.block = ratios, block
+        pictures: dict[tuple, int] = {}
+        self.group = np.array([pictures.setdefault(sample.images or (i,), len(pictures))
+                               for i, sample in enumerate(samples)])
+        self.letters = np.array([sum(len(q) + len(a) for q, a in s.turns) for s in samples])
+        self.plans: dict[int, list[np.ndarray]] = {}
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """-> the sample numbers of each row of an epoch."""
+        if epoch not in self.plans:
+            rng = np.random.default_rng((self.seed, epoch))
+            order = np.lexsort((rng.random(len(self.group)), self.group))     # shuffled in a group
+            group = self.group[order]
+            place = np.arange(len(order)) - np.searchsorted(group, group)     # 0, 1, .. in a group
+            rows = np.split(order, np.flatnonzero(place % self.questions == 0)[1:])
+            rows = self.mix(rows, rng)
+            self.plans = {epoch: self.arrange([rows[i] for i in rng.permutation(len(rows))], rng)}
+        return self.plans[epoch]
+
+    def mix(self, rows: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """Take of each data set what its ratio says."""
+        mixed, start, ends = [], 0, np.cumsum([count for count, _ in self.ratios])
+        for end, (_, ratio) in zip(ends, self.ratios, strict=True):
+            own = [row for row in rows if start <= row[0] < end]
+            start = end
+            mixed += [own[i] for i in np.resize(rng.permutation(len(own)), round(ratio * len(own)))]
+        return mixed or rows
+
+    def arrange(self, rows: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """Sort each window of four blocks by letters, then shuffle its blocks."""
+        arranged, size = [], self.block
+        for start in range(0, len(rows), 4 * size):
+            window = sorted(rows[start:start + 4 * size], key=lambda row: self.letters[row].sum())
+            blocks = [window[i:i + size] for i in range(0, len(window), size)]
+            arranged += [row for i in rng.permutation(len(blocks)) for row in blocks[i]]
+        return arranged
+
+    def __len__(self) -> int:
+        return len(self.plan(0))
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, number = key
+        samples = [self.samples[i] for i in self.plan(epoch)[number]]
+        rng = random.Random(f"{self.seed} {epoch} {number}")
+        move = draw_move(samples, rng) if self.augment else STILL
+        pictures = [load_image(path) for path in samples[0].images]
+        size = pictures[0].size if pictures else (1, 1)
+        turns = [(sample.source, turns_of(sample, size, move, rng)) for sample in samples]
+        images = [preprocess(picture, self.image_size, move) for picture in pictures]
+        return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
+
+    def row(self, samples: list[tuple[str, list[tuple[str, str]]]], pictures: int
+            ) -> dict[str, Tensor]:
+        """(source, turns) of each sample -> the row, one copy of what they share in front."""
+        ids, labels, segments, positions = [], [], [], []
+        for segment, (source, turns) in enumerate(samples, start=1):
+            own_ids, own_labels, shared = render(self.tokenizer, turns, self.visual_tokens,
+                                                 pictures, self.style)
+            if len(own_ids) > self.max_tokens:
+                raise DataError(f"{source}: {len(own_ids)} tokens, over --max_tokens "
+                                f"{self.max_tokens}")
+            new = shared if ids else 0
+            ids, labels = ids + own_ids[new:], labels + own_labels[new:]
+            segments += [0] * (shared - new) + [segment] * (len(own_ids) - shared)
+            positions += range(new, len(own_ids))
+        return {"ids": torch.tensor(ids), "labels": torch.tensor(labels),
+                "segments": torch.tensor(segments), "positions": torch.tensor(positions)}
+
+
+PADDING = {"ids": 0, "labels": -100, "segments": -1, "positions": 0}
+
+
+def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows -> a batch, padded on the right; segments and positions only where rows share."""
+    batch = {name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], True, value)
+             for name, value in PADDING.items()}
+    if batch["segments"].max() == 1:
+        del batch["segments"], batch["positions"]
+    pictures = [row["images"] for row in rows if row["images"] is not None]
+    batch["images"] = torch.cat(pictures) if pictures else None
+    return batch

@@ -1,0 +1,261 @@
+"""Language model: LLaMA-2, its KV cache and its token loop.
+
+    h = h + o_proj(attention(RoPE(q), RoPE(k), v))        of input_layernorm(h)
+    h = h + down_proj(silu(gate_proj(g)) * up_proj(g))    with g = post_attention_layernorm(h)
+
+What differs from a textbook transformer: RMSNorm, rotary positions in the half-split form, SwiGLU,
+no biases anywhere, an output head of its own. Parameter names are those of the Hugging Face files.
+
+Sources: LLaMA-2, arXiv 2307.09288 section 2.2; RoFormer, arXiv 2104.09864 section 3.4; SwiGLU,
+arXiv 2002.05202 section 2.
+
+Shapes: B rows, T tokens, S cache slots, D width, H heads, d = D / H, V vocabulary.
+"""
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    vocab_size: int = 32000     # V
+    width: int = 4096           # D
+    depth: int = 32             # layers
+    heads: int = 32             # H
+    mlp: int = 11008            # hidden width of the SwiGLU
+    max_positions: int = 4096   # context, tokens
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+
+
+PRESETS = {
+    "llama2_7b":  LlamaConfig(),
+    "llama2_13b": LlamaConfig(width=5120, depth=40, heads=40, mlp=13824),
+    "nano":       LlamaConfig(2048, width=192, depth=4, heads=3, mlp=512, max_positions=1024),
+}
+
+
+class DrawStart:
+    """Draws a layer's start values, except on the meta device, where it would cost a second."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.02)
+
+
+class Linear(DrawStart, nn.Linear):
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, bias=False)
+
+
+class Embedding(DrawStart, nn.Embedding):
+    pass
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The mean of squares in float32, the product with the weight in x's type, as upstream.
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * y.to(x.dtype)
+
+
+# RoPE turns the pair (x_j, x_j+d/2) by position * theta^(-2j/d). Two layouts of it are in use:
+#
+#     half-split (Hugging Face files, here)    x0 x1 x2 | x3 x4 x5    pairs (x0,x3) (x1,x4) (x2,x5)
+#     interleaved (Meta's files)               x0 x1  x2 x3  x4 x5    pairs (x0,x1) (x2,x3) (x4,x5)
+#
+# The rows of q_proj and k_proj are ordered to fit; with the wrong one text turns to nonsense.
+
+def rope_angles(positions: Tensor, config: LlamaConfig) -> tuple[Tensor, Tensor]:
+    """positions: long[B, T] -> cos, sin: float32[B, 1, T, d/2]"""
+    half = config.width // config.heads // 2
+    rates = config.rope_theta ** (-torch.arange(half, device=positions.device) / half)
+    angles = positions[:, None, :, None] * rates
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x1, x2 = x.chunk(2, dim=-1)                                               # 2 x [B, H, T, d/2]
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)      # [B, H, T, d]
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far; a token's slot is its position.
+
+    Rows of different lengths share a cache without left padding: each row writes at its own
+    positions and sees only the slots up to its own, so what padding left behind is overwritten
+    before it is ever seen.
+    """
+
+    def __init__(self, config: LlamaConfig, batch: int, slots: int, device=None, dtype=None):
+        shape = (config.depth, batch, config.heads, slots, config.width // config.heads)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)               # [L, B, H, S, d]
+        self.v = torch.zeros(shape, device=device, dtype=dtype)               # [L, B, H, S, d]
+        self.slots = slots
+        self.used = 0                                                         # slots of the longest row
+
+    def advance(self, positions: Tensor) -> Tensor | None:
+        """Room for tokens at positions: long[B, T] -> the mask they look through, [B, 1, T, S]."""
+        B, T = positions.shape
+        fresh, self.used = self.used == 0, self.used + T
+        if self.used > self.slots:
+            raise ValueError(f"{self.used} tokens do not fit the context of {self.slots}")
+        if fresh or B * T == 1:
+            return None                     # plain causal, or one token that may see everything
+        return (torch.arange(self.used, device=positions.device) <= positions[..., None])[:, None]
+
+    def update(self, layer: int, k: Tensor, v: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v: [B, H, T, d] at positions: long[B, T] -> all k and v so far, [B, H, S, d]"""
+        rows = torch.arange(len(k), device=k.device)[:, None]                 # [B, 1]
+        self.k[layer][rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
+        self.v[layer][rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
+        return self.k[layer, :, :, :self.used], self.v[layer, :, :, :self.used]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.layer, self.heads = layer, config.heads
+        self.q_proj = Linear(config.width, config.width)
+        self.k_proj = Linear(config.width, config.width)
+        self.v_proj = Linear(config.width, config.width)
+        self.o_proj = Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, positions: Tensor, rope: tuple[Tensor, Tensor],
+                mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        B, T, D = x.shape
+        q = self.q_proj(x).view(B, T, self.heads, -1).transpose(1, 2)         # [B, H, T, d]
+        k = self.k_proj(x).view(B, T, self.heads, -1).transpose(1, 2)         # [B, H, T, d]
+        v = self.v_proj(x).view(B, T, self.heads, -1).transpose(1, 2)         # [B, H, T, d]
+        q, k = apply_rope(q, *rope).to(v.dtype), apply_rope(k, *rope).to(v.dtype)
+        if cache:
+            k, v = cache.update(self.layer, k, v, positions)                  # 2 x [B, H, S, d]
+        causal = mask is None and T > 1
+        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)   # [B, H, T, d]
+        return self.o_proj(x.transpose(1, 2).reshape(B, T, D))                # [B, T, D]
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = Linear(config.width, config.mlp)
+        self.up_proj = Linear(config.width, config.mlp)
+        self.down_proj = Linear(config.mlp, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, h: Tensor, *context) -> Tensor:
+        h = h + self.self_attn(self.input_layernorm(h), *context)
+        return h + self.mlp(self.post_attention_layernorm(h))
+
+
+class Decoder(nn.Module):
+    """Everything but the head; it stands under `model.` in the checkpoints."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.depth))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        """x: long[B, T] ids or float[B, T, D] embeddings -> float[B, T, D]
+
+        positions: long[B, T], by default 0, 1, 2, ...; mask: bool[B, 1, T, S], True where a token
+        may look, by default causal. With a cache, tokens see the slots up to their own position.
+        """
+        h = x if x.is_floating_point() else self.embed_tokens(x)              # [B, T, D]
+        if positions is None:
+            positions = torch.arange(h.shape[1], device=h.device).expand(h.shape[:2])
+        if cache:
+            mask = cache.advance(positions)
+        rope = rope_angles(positions, self.config)
+        for layer in self.layers:
+            h = layer(h, positions, rope, mask, cache)                        # [B, T, D]
+        return self.norm(h)                                                   # [B, T, D]
+
+
+class Llama(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Linear(config.width, config.vocab_size)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
+                cache: KVCache | None = None) -> Tensor:
+        """As Decoder.forward, but -> logits: float[B, T, V]"""
+        return self.lm_head(self.model(x, positions, mask, cache))
+
+    def cache(self, batch: int, slots: int) -> KVCache:
+        weight, slots = self.lm_head.weight, min(slots, self.config.max_positions)
+        return KVCache(self.config, batch, slots, weight.device, weight.dtype)
+
+    @torch.inference_mode()
+    def generate(self, x: Tensor, lengths: Tensor, cache: KVCache, max_new_tokens: int, stop: int,
+                 start: int = 0, **sampling) -> Iterator[Tensor]:
+        """The token loop: embeddings of the prompts in, one long[B] of new ids a step out.
+
+        x: float[B, T, D], right-padded; lengths: long[B], real tokens of each row; start: slots of
+        the cache that hold earlier turns. A row that has said `stop` goes on saying it, and the
+        loop ends when all have, after max_new_tokens, or when the cache is full. `sampling` goes
+        to `sample`.
+        """
+        B, T, _ = x.shape
+        rows = torch.arange(B, device=x.device)
+        seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=x.device)
+        done = torch.zeros(B, dtype=torch.bool, device=x.device)
+        positions = start + torch.arange(T, device=x.device).expand(B, T)     # [B, T]
+        last = lengths - 1                                                    # [B]
+        for step in range(min(max_new_tokens, cache.slots - start - T + 1)):
+            h = self.model(x, positions, cache=cache)                         # [B, T or 1, D]
+            ids = sample(self.lm_head(h[rows, last]), seen, **sampling)       # [B]
+            ids = ids.masked_fill(done, stop)
+            yield ids
+            done |= ids == stop
+            if done.all():
+                return
+            seen[rows, ids] = True
+            x, last = self.model.embed_tokens(ids)[:, None], torch.zeros_like(rows)
+            positions = (start + lengths + step)[:, None]                     # [B, 1]
+
+
+def sample(logits: Tensor, seen: Tensor, temperature: float = 0.0, top_k: int = 0,
+           top_p: float = 1.0, repetition_penalty: float = 1.0,
+           generator: torch.Generator | None = None) -> Tensor:
+    """logits: float[B, V], seen: bool[B, V] -> ids: long[B]. Temperature 0 is greedy.
+
+    Upstream's order: penalty on ids seen, temperature, top-k, top-p.
+    """
+    logits = logits.float()
+    penalty = torch.where(logits > 0, 1 / repetition_penalty, repetition_penalty)
+    logits = torch.where(seen, logits * penalty, logits)
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits, order = (logits / temperature).sort(descending=True)              # best first
+    if top_k:
+        logits[:, top_k:] = -torch.inf
+    before = logits.softmax(-1).cumsum(-1) - logits.softmax(-1)               # of all better ids
+    probabilities = logits.masked_fill(before >= top_p, -torch.inf).softmax(-1)
+    return order.gather(1, probabilities.multinomial(1, generator=generator))[:, 0]

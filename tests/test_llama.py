@@ -1,0 +1,311 @@
+"""The language model against a version in loops; its cache, its token loop and its sampling."""
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from llama import PRESETS, Llama, apply_rope, rope_angles, sample
+
+CONFIG = tiny.LLAMA
+D, H, V = CONFIG.width, CONFIG.heads, CONFIG.vocab_size
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny.randomize(Llama(CONFIG)).requires_grad_(False)
+
+
+# ---- an independent model ------------------------------------------------------------------------
+
+def rotate(x, position):
+    """RoPE as the paper has it: complex numbers turned by position * theta^(-2j/d)."""
+    half = x.shape[-1] // 2
+    rates = torch.tensor([10000.0 ** (-2 * j / (2 * half)) for j in range(half)])
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.exp(1j * position * rates)
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def rms_norm(x, weight):
+    return torch.stack([row / torch.sqrt((row * row).sum() / D + 1e-5) for row in x]) * weight
+
+
+def naive_attention(attn, x, positions):
+    d = D // H
+    q, k, v = x @ attn.q_proj.weight.T, x @ attn.k_proj.weight.T, x @ attn.v_proj.weight.T
+    out = torch.zeros_like(x)
+    for head in range(H):
+        part = slice(head * d, head * d + d)
+        for i, p in enumerate(positions):
+            query = rotate(q[i, part], p)
+            scores = torch.stack([query @ rotate(k[j, part], positions[j]) for j in range(i + 1)])
+            weights = torch.softmax(scores / d ** 0.5, 0)
+            out[i, part] = sum(w * v[j, part] for j, w in enumerate(weights))
+    return out @ attn.o_proj.weight.T
+
+
+def naive_llama(model, ids, positions=None):
+    positions = positions or range(len(ids))
+    h = torch.stack([model.model.embed_tokens.weight[i] for i in ids])
+    for layer in model.model.layers:
+        normed = rms_norm(h, layer.input_layernorm.weight)
+        h = h + naive_attention(layer.self_attn, normed, positions)
+        normed = rms_norm(h, layer.post_attention_layernorm.weight)
+        gate, up = normed @ layer.mlp.gate_proj.weight.T, normed @ layer.mlp.up_proj.weight.T
+        h = h + (gate / (1 + torch.exp(-gate)) * up) @ layer.mlp.down_proj.weight.T
+    return rms_norm(h, model.model.norm.weight) @ model.lm_head.weight.T
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("preset, count", [("llama2_7b", 6_738_415_616),
+                                           ("llama2_13b", 13_015_864_320)])
+def test_parameter_counts_are_those_of_the_released_models(preset, count):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Llama(PRESETS[preset]).parameters()) == count
+
+
+def test_tensor_names_and_shapes_are_those_of_the_released_files():
+    wanted = {"model.embed_tokens.weight": (61, 50), "model.norm.weight": (50,),
+              "lm_head.weight": (61, 50)}
+    layer = {f"self_attn.{p}_proj.weight": (50, 50) for p in "qkvo"}
+    layer |= {"mlp.gate_proj.weight": (44, 50), "mlp.up_proj.weight": (44, 50),
+              "mlp.down_proj.weight": (50, 44), "input_layernorm.weight": (50,),
+              "post_attention_layernorm.weight": (50,)}
+    wanted |= {f"model.layers.{i}.{name}": shape for i in range(4)
+               for name, shape in layer.items()}
+    assert {name: tuple(t.shape) for name, t in Llama(CONFIG).state_dict().items()} == wanted
+
+
+def test_rope_is_a_turn_of_complex_numbers():
+    x = torch.randn(1, H, 9, D // H)
+    positions = torch.tensor([[0, 1, 2, 5, 11, 12, 40, 41, 63]])
+    turned = apply_rope(x, *rope_angles(positions, CONFIG))
+    for head in range(H):
+        for t, p in enumerate(positions[0].tolist()):
+            torch.testing.assert_close(turned[0, head, t], rotate(x[0, head, t], p),
+                                       rtol=1e-4, atol=1e-5)
+
+
+def test_forward_is_what_the_loops_say(llama):
+    ids = tiny.ids(2, 11)
+    wanted = torch.stack([naive_llama(llama, row.tolist()) for row in ids])
+    torch.testing.assert_close(llama(ids), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_given_positions_are_used(llama):
+    positions = [0, 1, 2, 7, 8, 30]
+    ids = tiny.ids(1, 6)
+    wanted = naive_llama(llama, ids[0].tolist(), positions)
+    found = llama(ids, torch.tensor([positions]))[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(found, llama(ids)[0], atol=0.01)
+
+
+def test_norms_on_tiny_values_use_eps_1e_5(llama):
+    small = Llama(CONFIG)
+    small.load_state_dict({k: v * (1e-3 if "embed" in k or "o_proj" in k or "down" in k else 1)
+                           for k, v in llama.state_dict().items()})
+    ids = tiny.ids(1, 5)
+    wanted = naive_llama(small, ids[0].tolist())
+    torch.testing.assert_close(small(ids)[0], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_embeddings_go_in_place_of_ids(llama):
+    ids = tiny.ids(2, 7)
+    assert torch.equal(llama(llama.model.embed_tokens(ids)), llama(ids))
+
+
+def test_the_future_cannot_change_the_past(llama):
+    ids = tiny.ids(1, 12)
+    changed = ids.clone()
+    changed[0, 7] = (changed[0, 7] + 1) % V
+    before, after = llama(ids)[0], llama(changed)[0]
+    assert torch.equal(before[:7], after[:7])
+    assert ((before[7:] - after[7:]).abs().amax(1) > 1e-3).all()
+
+
+# ---- the cache -----------------------------------------------------------------------------------
+
+def in_chunks(llama, ids, *sizes):
+    """Logits of ids computed piece by piece with one cache."""
+    cache, logits, start = llama.cache(len(ids), 20), [], 0
+    for size in sizes:
+        positions = torch.arange(start, start + size).expand(len(ids), size)
+        logits.append(llama(ids[:, start:start + size], positions, cache=cache))
+        start += size
+    assert cache.used == start == ids.shape[1]
+    return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("sizes", [(12,), (7, 1, 1, 1, 1, 1), (1,) * 12, (5, 4, 3), (1, 10, 1)])
+def test_with_a_cache_the_logits_are_the_same(llama, rows, sizes):
+    ids = tiny.ids(rows, 12)
+    torch.testing.assert_close(in_chunks(llama, ids, *sizes), llama(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_more_tokens_than_the_cache_has_slots_are_refused(llama):
+    cache = llama.cache(1, 6)
+    llama(tiny.ids(1, 5), cache=cache)
+    with pytest.raises(ValueError, match="7 tokens do not fit the context of 6"):
+        llama(tiny.ids(1, 2), torch.tensor([[5, 6]]), cache=cache)
+
+
+def test_a_cache_never_has_more_slots_than_the_model_has_positions(llama):
+    assert llama.cache(1, 1000).slots == 64
+    assert llama.cache(1, 63).slots == 63
+
+
+# ---- the token loop ------------------------------------------------------------------------------
+
+def decode(llama, prompts, steps, stop=-1, slots=64, **sampling):
+    """-> what each prompt is answered, decoded together, right-padded."""
+    lengths = torch.tensor([len(p) for p in prompts])
+    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=5)
+    cache = llama.cache(len(prompts), slots)
+    x = llama.model.embed_tokens(ids)
+    tokens = list(llama.generate(x, lengths, cache, steps, stop, **sampling))
+    return torch.stack(tokens, dim=1).tolist()
+
+
+def prompts_of_different_lengths():
+    return [tiny.ids(1, n, seed=n)[0] for n in (9, 1, 14, 6)]
+
+
+def greedy_without_cache(llama, prompt, steps):
+    ids = prompt
+    for _ in range(steps):
+        ids = torch.cat([ids, llama(ids[None])[0, -1:].argmax(-1)])
+    return ids[len(prompt):].tolist()
+
+
+def test_greedy_decoding_says_what_the_whole_forward_says(llama):
+    for prompt in prompts_of_different_lengths():
+        said = decode(llama, [prompt], 12)[0]
+        assert said == greedy_without_cache(llama, prompt, 12)
+        assert len(set(said)) > 2
+
+
+def test_a_batch_of_different_lengths_says_token_for_token_what_single_prompts_say(llama):
+    prompts = prompts_of_different_lengths()
+    singles = [decode(llama, [p], 20)[0] for p in prompts]
+    assert decode(llama, prompts, 20) == singles
+    assert len({tuple(row) for row in singles}) == 4
+
+
+def test_a_row_that_has_stopped_goes_on_saying_stop_and_the_loop_ends_with_the_last(llama):
+    prompts = prompts_of_different_lengths()
+    free = decode(llama, prompts, 20)
+    stop = next(t for t in range(V) if len({row.index(t) for row in free if t in row}) > 1)
+    talking = [i for i, row in enumerate(free) if stop in row]
+    ends = [free[i].index(stop) for i in talking]
+    stopped = decode(llama, [prompts[i] for i in talking], 20, stop)
+    assert stopped == [free[i][:end] + [stop] * (max(ends) + 1 - end)
+                       for i, end in zip(talking, ends, strict=True)]
+
+
+def test_a_full_context_ends_the_answer_and_changes_no_token_of_it():
+    """With 64 positions and a prompt of 60, five tokens: the fifth needs no slot of its own."""
+    llama = tiny.randomize(Llama(CONFIG))
+    wide = Llama(dataclasses.replace(CONFIG, max_positions=200)).eval()
+    wide.load_state_dict(llama.state_dict())
+    prompt = tiny.ids(1, 60)[0]
+    said = decode(llama, [prompt], 20, slots=80)[0]
+    assert len(said) == 5
+    assert said == decode(wide, [prompt], 20, slots=80)[0][:5]
+
+
+def test_decoding_stops_after_max_new_tokens(llama):
+    assert len(decode(llama, [tiny.ids(1, 4)[0]], 3)[0]) == 3
+
+
+def test_the_penalty_counts_what_each_row_has_said_itself(llama):
+    """A penalty this strong forbids any repetition, as long as there is something else to say."""
+    said = decode(llama, prompts_of_different_lengths(), 20, repetition_penalty=1e6)
+    assert all(len(set(row)) == 20 for row in said)
+    assert any(len(set(row)) < 20 for row in decode(llama, prompts_of_different_lengths(), 20))
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+def logits(rows=6, seed=0):
+    return 3 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
+
+
+def unseen(logits):
+    return torch.zeros_like(logits, dtype=torch.bool)
+
+
+def draw(scores, count=4000, **options):
+    """Many draws from one row of scores -> how often each id came, as a share."""
+    scores = torch.as_tensor(scores, dtype=torch.float32).expand(count, -1)
+    options = {"temperature": 1.0, "generator": torch.Generator().manual_seed(3)} | options
+    ids = sample(scores, unseen(scores), **options)
+    return torch.bincount(ids, minlength=scores.shape[1]) / count
+
+
+def test_temperature_zero_takes_the_best():
+    x = logits()
+    assert sample(x, unseen(x)).tolist() == [max(range(V), key=row.__getitem__) for row in x]
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}])
+def test_top_k_1_and_a_tiny_top_p_are_greedy(options):
+    x = logits(200)
+    ids = sample(x, unseen(x), temperature=5.0, **options)
+    assert torch.equal(ids, x.argmax(-1))
+
+
+def test_a_seed_reproduces_the_draw():
+    x = logits(50)
+
+    def ids(seed):
+        return sample(x, unseen(x), temperature=2.0, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(ids(1), ids(1))
+    assert not torch.equal(ids(1), ids(2))
+
+
+def test_draws_follow_the_softmax_at_the_temperature():
+    scores = torch.tensor([0.0, 2.0, 1.0, -1.0])
+    for temperature in (0.5, 1.0, 3.0):
+        share = draw(scores, 20_000, temperature=temperature)
+        wanted = torch.exp(scores / temperature) / torch.exp(scores / temperature).sum()
+        assert (share - wanted).abs().max() < 0.02
+
+
+def test_top_k_leaves_the_k_best():
+    share = draw([0.1, 0.5, 0.2, 0.4, 0.3], top_k=3)
+    assert (share > 0).tolist() == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("top_p, kept", [(0.4, 1), (0.6, 2), (0.75, 2), (0.85, 3), (0.96, 4)])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p, kept):
+    probabilities = torch.tensor([0.15, 0.5, 0.05, 0.3])
+    share = draw(probabilities.log(), top_p=top_p)
+    best = probabilities.argsort(descending=True)[:kept]
+    assert set(share.nonzero()[:, 0].tolist()) == set(best.tolist())
+    assert (share[best] - probabilities[best] / probabilities[best].sum()).abs().max() < 0.04
+
+
+def test_the_penalty_lowers_seen_ids_of_either_sign():
+    x = torch.tensor([[2.0, 1.9, -5.0], [-1.0, -1.1, -5.0], [2.0, 1.5, -5.0]])
+    seen = torch.tensor([[True, False, False]] * 3)
+    assert sample(x, seen, repetition_penalty=1.2).tolist() == [1, 1, 0]
+    assert sample(x, ~seen, repetition_penalty=1.2).tolist() == [0, 0, 0]
+    assert sample(x, seen).tolist() == [0, 0, 0]
+
+
+def test_the_penalty_comes_before_temperature_and_top_k():
+    x = torch.tensor([[2.0, 1.9, -5.0]]).expand(300, -1)
+    seen = torch.tensor([[True, False, False]]).expand(300, -1)
+    ids = sample(x, seen, temperature=1.0, top_k=1, repetition_penalty=1.2)
+    assert set(ids.tolist()) == {1}
+
+
+def test_sampling_leaves_the_logits_alone():
+    x = logits()
+    before = x.clone()
+    sample(x, ~unseen(x), 0.7, 3, 0.5, 1.3)
+    assert torch.equal(x, before)

@@ -1,0 +1,127 @@
+"""LoRA: what it computes, what it leaves alone, and how it goes away again."""
+import pytest
+import tiny
+import torch
+
+from llama import PRESETS, Linear, Llama
+from lora import LoRAConfig, LoRALinear, add_lora, lora_state_dict, merge_lora
+
+
+def with_lora(config=tiny.LORA, seed=0):
+    model = Llama(tiny.LLAMA)
+    add_lora(model, config)
+    return tiny.randomize(model, seed)
+
+
+def test_a_fresh_lora_changes_no_bit():
+    model, ids = tiny.randomize(Llama(tiny.LLAMA)), tiny.ids(2, 9)
+    before = model(ids)
+    assert add_lora(model, tiny.LORA) == 8
+    assert torch.equal(model(ids), before)
+    assert all(t.abs().sum() > 0 for n, t in lora_state_dict(model).items() if "lora_A" in n)
+
+
+def test_on_the_7b_it_has_33_554_432_parameters_in_128_tensors():
+    with torch.device("meta"):
+        model = Llama(PRESETS["llama2_7b"])
+        assert add_lora(model, LoRAConfig()) == 64
+    tensors = lora_state_dict(model)
+    assert len(tensors) == 128
+    assert sum(t.numel() for t in tensors.values()) == 33_554_432
+    prefix = "model.layers.31.self_attn.v_proj."
+    assert tensors[prefix + "lora_A.weight"].shape == (64, 4096)
+    assert tensors[prefix + "lora_B.weight"].shape == (4096, 64)
+
+
+def test_it_computes_w_x_plus_alpha_over_r_b_a_x():
+    layer = tiny.randomize(LoRALinear(torch.nn.Linear(12, 20), LoRAConfig(r=5, alpha=3.0)))
+    x = torch.randn(4, 12)
+    thin = torch.stack([layer.lora_B.weight @ (layer.lora_A.weight @ row) for row in x])
+    wanted = x @ layer.weight.T + layer.bias + 3.0 / 5 * thin
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
+    assert (0.6 * thin).abs().max() > 0.1
+
+
+def test_merged_computes_the_same():
+    model, ids = with_lora(), tiny.ids(2, 9)
+    before = model(ids)
+    merge_lora(model)
+    torch.testing.assert_close(model(ids), before, rtol=1e-5, atol=1e-5)
+    assert not lora_state_dict(model)
+    assert not any(isinstance(m, LoRALinear) for m in model.modules())
+
+
+def test_merging_twice_changes_nothing():
+    model = with_lora()
+    merge_lora(model)
+    once = {k: v.clone() for k, v in model.state_dict().items()}
+    merge_lora(model)
+    assert model.state_dict().keys() == once.keys()
+    assert all(torch.equal(v, once[k]) for k, v in model.state_dict().items())
+
+
+def test_base_weights_load_before_or_after_the_injection():
+    base, ids = tiny.randomize(Llama(tiny.LLAMA)), tiny.ids(2, 9)
+    late = with_lora(seed=1)
+    thin = {k: v.clone() for k, v in lora_state_dict(late).items()}
+    late.load_state_dict(base.state_dict() | thin)
+    early = Llama(tiny.LLAMA)
+    early.load_state_dict(base.state_dict())
+    add_lora(early, tiny.LORA)
+    early.load_state_dict(early.state_dict() | thin)
+    assert torch.equal(early.eval()(ids), late(ids))
+    assert not torch.allclose(late(ids), base(ids), atol=0.01)
+
+
+def test_the_base_weights_keep_their_names():
+    model = Llama(tiny.LLAMA)
+    names = set(model.state_dict())
+    add_lora(model, tiny.LORA)
+    thin = set(lora_state_dict(model))
+    assert set(model.state_dict()) - thin == names
+    assert thin == {f"model.layers.{i}.self_attn.{p}_proj.lora_{ab}.weight"
+                    for i in range(4) for p in "qv" for ab in "AB"}
+
+
+def test_only_the_targets_are_replaced():
+    model = Llama(tiny.LLAMA)
+    assert add_lora(model, LoRAConfig(r=7, targets=("o_proj", "gate_proj"))) == 8
+    found = {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, LoRALinear)}
+    assert found == {"o_proj", "gate_proj"}
+
+
+def test_a_model_without_a_target_is_refused():
+    with pytest.raises(ValueError, match="query_key_value"):
+        add_lora(Llama(tiny.LLAMA), LoRAConfig(targets=("query_key_value",)))
+
+
+def test_it_is_not_put_on_twice():
+    model = with_lora()
+    with pytest.raises(ValueError):
+        add_lora(model, tiny.LORA)
+
+
+def test_dropout_acts_in_training_alone_and_on_the_thin_path_alone():
+    layer = tiny.randomize(LoRALinear(Linear(12, 20), LoRAConfig(r=5, alpha=3.0, dropout=0.5)))
+    x = torch.randn(4, 12)
+    assert torch.equal(layer(x), layer(x))
+    layer.train()
+    assert not torch.allclose(layer(x), layer(x))
+    torch.nn.init.zeros_(layer.lora_B.weight)
+    assert torch.equal(layer(x), x @ layer.weight.T)
+
+
+def test_the_thin_matrices_stay_float32_beside_a_base_of_16_bits():
+    model = tiny.randomize(Llama(tiny.LLAMA)).bfloat16()
+    add_lora(model, tiny.LORA)
+    assert {t.dtype for t in lora_state_dict(model).values()} == {torch.float32}
+    assert model.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
+    assert model(tiny.ids(1, 5)).dtype == torch.bfloat16
+
+
+def test_a_merged_weight_keeps_the_type_and_the_bias_of_its_base():
+    base = torch.nn.Linear(12, 20).bfloat16()
+    layer = tiny.randomize(LoRALinear(base, LoRAConfig(r=5)))
+    plain = layer.merged()
+    assert plain.weight.dtype == torch.bfloat16
+    assert torch.equal(plain.bias, base.bias)

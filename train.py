@@ -1,0 +1,383 @@
+"""Training, both stages.
+
+    python train.py --stage 1                 nano from nothing, on a miniature world it renders
+    torchrun --standalone --nproc_per_node 2 train.py --stage 2             goes on from stage 1
+    torchrun --nproc_per_node 8 train.py --stage 1 --model FOLDER --data SkyEye-968k
+
+Stage 1 learns single-task instructions, stage 2 multi-task conversations (SkyEyeGPT, arXiv
+2401.09712 section 3.3). The loss of a step is the mean over every supervised token of the whole
+batch: the same on one process as on many, with one large batch as with several small ones.
+"""
+import argparse
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from data import DataError, Rows, Tokenizer, collate, read_data
+from examples.miniworld import WORLD, ensure_world
+from lora import LoRAConfig, add_lora
+from projector import PRESETS, ModelError, SkyEyeGPT, read_config, write_safely
+
+
+def option(default, text: str, choices: tuple = ()):
+    return field(default=default, metadata={"help": text, "choices": choices or None})
+
+
+@dataclass
+class TrainConfig:
+    """Defaults are MiniGPT-v2's fine-tuning recipe; RECIPES has what a small model needs."""
+    stage: int = option(1, "1: single-task instructions, 2: multi-task conversations", (1, 2))
+    data: tuple[str, ...] = option((WORLD,), "folders or LLaVA json files")
+    ratio: tuple[float, ...] = option((), "part of each data set's rows in an epoch; empty: all")
+    model: str = option("", "model folder to start from; stage 1: a new model, 2: out/stage1")
+    preset: str = option("nano", "what a new model looks like", tuple(PRESETS))
+    tokenizer: str = option("weights/nano/tokenizer.model", "of a new model")
+    output_dir: str = option("", "for checkpoints, log.jsonl and the result; empty: out/stageN")
+    tune: str = option("", "what learns beside the projector; empty: full for a new model, else "
+                       "lora", ("", "lora", "full", "projector"))
+    train_vit: bool = option(False, "let the vision encoder learn too")
+    max_steps: int = option(50_000, "optimizer steps")
+    batch_size: int = option(6, "rows a process and micro-step")
+    grad_accum: int = option(1, "micro-steps a step")
+    questions_per_image: int = option(1, "questions of a picture in a row; 1: upstream's layout")
+    augment: bool = option(False, "crops, mirrors and turns that contradict no word, brightness")
+    lr: float = option(1e-5, "peak learning rate")
+    min_lr: float = option(1e-6, "learning rate at the end")
+    warmup_lr: float = option(1e-6, "learning rate at the start")
+    warmup_steps: int = option(1000, "steps of linear warm-up; cosine after it")
+    weight_decay: float = option(0.05, "on matrices; none on biases and norms")
+    beta2: float = option(0.999, "AdamW's second beta")
+    clip: float = option(0.0, "largest gradient norm; 0: no clipping")
+    lora_r: int = option(64, "rank of the LoRA")
+    lora_alpha: float = option(16.0, "the LoRA is scaled by alpha / r")
+    lora_dropout: float = option(0.05, "dropout on the LoRA's input")
+    max_tokens: int = option(1024, "longest sample; a longer one is an error")
+    dtype: str = option("auto", "arithmetic; auto: bf16 on a GPU, fp32 on a CPU",
+                        ("auto", "fp32", "bf16", "fp16"))
+    device: str = option("auto", "auto, cpu, cuda, ..")
+    compile: bool = option(False, "torch.compile the blocks: a minute's wait, then a fifth faster")
+    seed: int = option(42, "of weights, order, templates and moves")
+    num_workers: int = option(0, "processes that load pictures")
+    save_steps: int = option(1000, "steps between checkpoints")
+    save_total_limit: int = option(2, "checkpoints kept; 0: all")
+    log_steps: int = option(10, "steps between lines of log.jsonl")
+    resume: str = option("", "a checkpoint folder, or auto: the newest in output_dir")
+
+
+RECIPES = {     # what a model this small needs instead, by stage; a flag that is given wins
+    1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=800, batch_size=32, clip=1.0,
+            beta2=0.98, questions_per_image=4, train_vit=True),
+    2: dict(lr=5e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=16, clip=1.0,
+            beta2=0.98),
+}
+SMALL = 1024    # a language model narrower than this is small
+
+
+def parse_args(argv: list[str] | None = None) -> TrainConfig:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for f in dataclasses.fields(TrainConfig):
+        several = isinstance(f.default, tuple)
+        small = " / ".join(f"{r[f.name]:g}" for r in RECIPES.values() if f.name in r)
+        text = (f"{f.metadata['help']} (default {' '.join(f.default) if several else f.default}"
+                f"{f'; small models {small}' if small else ''})")
+        names = dict.fromkeys(["--" + f.name, "--" + f.name.replace("_", "-")])
+        if isinstance(f.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif several:
+            kind = {"nargs": "+", "type": float if f.name == "ratio" else str}
+        else:
+            kind = {"type": type(f.default), "choices": f.metadata["choices"]}
+        parser.add_argument(*names, default=None, help=text.replace("%", "%%"), **kind)
+    return settle({k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None})
+
+
+def settle(given: dict) -> TrainConfig:
+    """The flags given, and defaults that fit them."""
+    config = TrainConfig(**given)
+    config.model = config.model or ("out/stage1" if config.stage == 2 else "")
+    config.output_dir = config.output_dir or f"out/stage{config.stage}"
+    config.tune = config.tune or ("lora" if config.model else "full")
+    width = PRESETS[config.preset].llama.width
+    if config.model:
+        width = read_config(Path(config.model)).llama.width
+    if width >= SMALL:
+        return config
+    recipe = {k: v for k, v in RECIPES[config.stage].items() if k not in given}
+    return dataclasses.replace(config, **recipe)
+
+
+# ---- model, optimizer, schedule ------------------------------------------------------------------
+
+def build_model(config: TrainConfig, device: str) -> tuple[SkyEyeGPT, Tokenizer]:
+    """The model with just those parameters trainable, in float32, that --tune names."""
+    if config.model:
+        model = SkyEyeGPT.from_pretrained(config.model, device)
+        tokenizer = Tokenizer(Path(config.model) / "tokenizer.model")
+    else:
+        model = SkyEyeGPT(PRESETS[config.preset]).to(device)
+        tokenizer = Tokenizer(config.tokenizer)
+    if len(tokenizer) != model.config.llama.vocab_size:
+        raise ModelError(f"{config.model or config.tokenizer}: the tokenizer has {len(tokenizer)} "
+                         f"pieces, the model {model.config.llama.vocab_size}")
+    if config.tune == "lora" and not model.config.lora:
+        lora = LoRAConfig(config.lora_r, config.lora_alpha, config.lora_dropout)
+        add_lora(model.llama_model, lora)
+        model.config = dataclasses.replace(model.config, lora=lora)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = is_trained(name, config)
+    return model, tokenizer
+
+
+def is_trained(name: str, config: TrainConfig) -> bool:
+    if name.startswith("visual_encoder."):
+        return config.train_vit
+    if name.startswith("llama_proj."):
+        return True
+    return config.tune == "full" or (config.tune == "lora" and ".lora_" in name)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Weight decay on matrices; none on vectors, biases and norms."""
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    plain = [p for n, p in trained if p.ndim < 2 or "bias" in n]
+    decayed = [p for n, p in trained if not (p.ndim < 2 or "bias" in n)]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay},
+              {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """MiniGPT-v2's schedule: linear warm-up, then a cosine counted from step 0 (a tiny jump).
+
+    https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/common/optims.py
+    """
+    if step < config.warmup_steps:
+        rise = (config.lr - config.warmup_lr) * step / config.warmup_steps
+        return min(config.lr, config.warmup_lr + rise)
+    wave = 0.5 * (1 + math.cos(math.pi * step / config.max_steps))
+    return config.min_lr + (config.lr - config.min_lr) * wave
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+class Batches:
+    """The row keys of one process's micro-steps from step `start` on, a function of the step."""
+
+    def __init__(self, rows: Rows, config: TrainConfig, start: int, rank: int, world: int):
+        self.rows, self.config, self.start, self.rank, self.world = rows, config, start, rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size, accum = self.config.batch_size, self.config.grad_accum
+        for micro in range(self.start * accum, self.config.max_steps * accum):
+            first = (micro * self.world + self.rank) * size
+            yield [divmod(i, len(self.rows)) for i in range(first, first + size)]
+
+
+def loader(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
+           ) -> Iterator[tuple[dict, ...]]:
+    """-> the micro-batches of each step."""
+    batches = iter(torch.utils.data.DataLoader(
+        rows, batch_sampler=Batches(rows, config, start, rank, world), collate_fn=collate,
+        num_workers=config.num_workers))
+    return zip(*[batches] * config.grad_accum, strict=True)
+
+
+def supervised(batch: dict) -> int:
+    return int((batch["labels"][:, 1:] != -100).sum())
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+def save_checkpoint(model: SkyEyeGPT, optimizer, scaler, step: int, config: TrainConfig) -> None:
+    """checkpoint-N: a model folder and trainer.pt, whole or not at all."""
+    out = Path(config.output_dir)
+    final, temporary = out / f"checkpoint-{step}", out / f"checkpoint-{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_model(model, temporary, config)
+    state = {"step": step, "config": dataclasses.asdict(config), "rng": torch.get_rng_state(),
+             "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+             "parameters": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}}
+    write_safely(temporary / "trainer.pt", lambda path: torch.save(state, path))
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    if config.save_total_limit:
+        for old in checkpoints(out)[:-config.save_total_limit]:
+            shutil.rmtree(old)
+
+
+def save_model(model: SkyEyeGPT, folder: Path, config: TrainConfig) -> None:
+    model.save_pretrained(folder, base=config.model if config.tune != "full" else "")
+    source = Path(config.model) / "tokenizer.model" if config.model else Path(config.tokenizer)
+    shutil.copyfile(source, folder / "tokenizer.model")
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [p for p in out.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def load_checkpoint(model: SkyEyeGPT, optimizer, scaler, config: TrainConfig) -> int:
+    """-> the step to go on with."""
+    out = Path(config.output_dir)
+    found = checkpoints(out) if config.resume == "auto" else [Path(config.resume)]
+    if not found:
+        return 0
+    state = torch.load(found[-1] / "trainer.pt", map_location="cpu", weights_only=True)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in state["parameters"].items():
+            parameters[name].copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["rng"])
+    return state["step"]
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, rank: int) -> Rows:
+    if rank == 0:
+        ensure_world(config.data)
+    if dist.is_initialized():
+        dist.barrier()
+    sets = [read_data(place, "train", config.stage) for place in config.data]
+    if config.ratio and len(config.ratio) != len(sets):
+        raise DataError(f"--ratio has {len(config.ratio)} numbers for {len(sets)} data sets")
+    ratios = [(len(own), ratio) for own, ratio in zip(sets, config.ratio, strict=False)]
+    samples = [sample for own in sets for sample in own]
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    return Rows(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
+                model.config.prompt, config.questions_per_image, config.augment, config.seed,
+                config.max_tokens, ratios, config.batch_size * config.grad_accum * world)
+
+
+def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    kind = ("bf16" if device == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
+    return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+
+
+def attention_kernels(device: str) -> AbstractContextManager:
+    """On a CPU the fused kernel's backward pass costs as much as all other products together."""
+    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
+
+
+def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim.Optimizer,
+               scaler: torch.amp.GradScaler, config: TrainConfig, device: str, dtype: torch.dtype
+               ) -> tuple[float, float]:
+    """-> the loss over all processes' supervised tokens, and the gradient's norm."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    counts = [supervised(batch) for batch in batches]
+    total = torch.tensor(float(sum(counts)), device=device)
+    if world > 1:
+        dist.all_reduce(total)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss_sum = torch.zeros((), device=device)
+    for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        with nullcontext() if world == 1 or i == len(batches) - 1 else model.no_sync():
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32), \
+                    attention_kernels(device):
+                loss = model(**batch) * (count / total)
+            if batch["images"] is None:     # DDP waits for every parameter, also the idle eye's
+                loss = loss + 0.0 * sum(p.sum() for p in trained)
+            scaler.scale(loss * world).backward()           # DDP takes the mean of the processes
+        loss_sum += loss.detach()
+    if world > 1:
+        dist.all_reduce(loss_sum)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return loss_sum.item(), norm.item()
+
+
+def train(config: TrainConfig) -> None:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device, dtype = pick_device(config)
+    if world > 1:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    out = Path(config.output_dir)
+    torch.manual_seed(config.seed)
+    model, tokenizer = build_model(config, device)
+    rows = prepare_data(config, model, tokenizer, rank)
+    optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
+    torch.manual_seed(config.seed + rank)                   # dropout differs between processes
+    start = load_checkpoint(model, optimizer, scaler, config) if config.resume else 0
+    if config.compile:
+        for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
+            block.compile(dynamic=True)
+    wrapped = DistributedDataParallel(model) if world > 1 else model
+    wrapped.train()
+    if rank == 0:
+        describe(model, rows, config, world, device, dtype)
+        out.mkdir(parents=True, exist_ok=True)
+        log = open(out / "log.jsonl", "a", encoding="utf-8")
+
+    bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None)
+    clock, step_rows = time.perf_counter(), config.batch_size * world * config.grad_accum
+    for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
+        lr = learning_rate(step - 1, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss, norm = train_step(wrapped, batches, optimizer, scaler, config, device, dtype)
+        bar.update()
+        if rank == 0 and (step % config.log_steps == 0 or step == start + 1):
+            clock, passed = time.perf_counter(), time.perf_counter() - clock
+            speed = step_rows * (1 if step == start + 1 else config.log_steps) / passed
+            bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {speed:.1f} rows/s")
+            print(json.dumps({"step": step, "loss": loss, "lr": lr, "norm": norm,
+                              "rows_per_s": round(speed, 2)}), file=log, flush=True)
+        if rank == 0 and step % config.save_steps == 0 and step < config.max_steps:
+            save_checkpoint(model, optimizer, scaler, step, config)
+    bar.close()
+    if rank == 0:
+        save_model(model, out, config)
+        print(f"saved {out}", file=sys.stderr)
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, world: int, device: str,
+             dtype: torch.dtype) -> None:
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    step = config.batch_size * world * config.grad_accum
+    print(f"stage {config.stage}, {config.tune}: {trained:,} of {count:,} parameters learn, on "
+          f"{device} in {str(dtype).removeprefix('torch.')}\n"
+          f"{len(rows.samples):,} samples in {len(rows):,} rows an epoch; a step takes "
+          f"{config.batch_size} x {world} processes x {config.grad_accum} = {step} rows",
+          file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        train(parse_args())
+    except (DataError, ModelError) as error:        # a loader process puts its traceback in front
+        print(f"train.py: {str(error).splitlines()[-1].removeprefix('data.DataError: ')}",
+              file=sys.stderr)
+        sys.exit(2)
