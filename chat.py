@@ -8,6 +8,7 @@ Boxes in an answer are printed in pixels, drawn on the full-resolution picture a
 """
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from data import (
     IDENTIFIERS,
     PROMPTS,
+    TASKS,
+    Box,
     DataError,
     Tokenizer,
     draw_boxes,
@@ -24,7 +27,6 @@ from data import (
     parse_boxes,
     preprocess,
     render,
-    strip_boxes,
 )
 from projector import ModelError, SkyEyeGPT
 
@@ -80,11 +82,13 @@ class Conversation:
         finally:
             self.ids += answer + stop
 
-    def boxes(self) -> list[tuple[str, tuple]]:
-        """(phrase, box in pixels of the first picture) of the last answer."""
+    def boxes(self) -> list[tuple[str, Box]]:
+        """(what it is, box in pixels of the first picture) of the last answer."""
         if not self.pictures or not self.turns:
             return []
-        return parse_boxes(self.turns[-1][1], *self.pictures[0].size)
+        question, answer = self.turns[-1]
+        return [(phrase or referred(question), box)
+                for phrase, box in parse_boxes(answer, *self.pictures[0].size)]
 
     def save(self, file: Path) -> None:
         """.json: the conversation as a LLaVA row that train.py reads; else the boxes drawn."""
@@ -98,6 +102,13 @@ class Conversation:
                 raise DataError("there is no picture to save")
             draw_boxes(self.pictures[0], self.boxes()).save(file)
         print(f"saved {file}", file=sys.stderr)
+
+
+def referred(question: str) -> str:
+    """What a [refer] question asks for: the question without the template around it."""
+    patterns = [re.escape(template).replace(r"\{\}", "(.+)") for template in TASKS["refer"]]
+    found = [match[1] for match in (re.fullmatch(p, question) for p in patterns) if match]
+    return min(found, key=len, default="")
 
 
 def checked(question: str) -> str:
@@ -118,8 +129,7 @@ def speak(talk: Conversation, question: str) -> None:
         print(" (stopped)", end="")
     print()
     for phrase, box in talk.boxes():
-        name = phrase or strip_boxes(question.partition("]")[2]) or "box"
-        print(f"  {name}: x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f} pixels")
+        print(f"  {phrase or 'box'}: x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f} pixels")
 
 
 def free_name(picture: str) -> Path:

@@ -167,11 +167,6 @@ def parse_boxes(text: str, width: int, height: int, corner: bool = False) -> lis
     return found
 
 
-def strip_boxes(text: str) -> str:
-    """The words of an answer without its box notation."""
-    return " ".join(re.sub(r"</?p>|<delim>", " ", BOX.sub(" ", text)).split())
-
-
 def place_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Move) -> str:
     """Write the next of `boxes` at each <bbox>; boxes that are text already move along."""
     def moved(match: re.Match) -> str:
@@ -192,7 +187,8 @@ def draw_boxes(image: Image.Image, boxes: Sequence[tuple[str, Box]]) -> Image.Im
     draw, stroke = ImageDraw.Draw(image), max(2, max(image.size) // 200)
     font = ImageFont.load_default(max(11, max(image.size) // 32))
     for i, (phrase, box) in enumerate(boxes):
-        draw.rectangle(box, outline="black", width=stroke + 2)
+        rim = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
+        draw.rectangle(rim, outline="black", width=stroke + 2)
         draw.rectangle(box, outline=COLORS[i % len(COLORS)], width=stroke)
         if phrase:
             _, _, width, height = draw.textbbox((4, 2), phrase, font=font)

@@ -181,7 +181,8 @@ class SkyEyeGPT(nn.Module):
         tensors = {k: v.detach().to("cpu", kept_as(k, dtype)).contiguous()
                    for k, v in self.state_dict().items()
                    if not base or ".lora_" in k or k.startswith("llama_proj.")}
-        write_tensors(tensors, folder / ("adapter.safetensors" if base else "model.safetensors"))
+        write_safely(folder / ("adapter.safetensors" if base else "model.safetensors"),
+                     lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         config = asdict(self.config) | {"base": str(Path(base).resolve()) if base else ""}
         text = json.dumps(config, indent=2) + "\n"
         write_safely(folder / "config.json", lambda path: path.write_text(text))
@@ -229,16 +230,12 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     base = read_config(folder).base
     tensors = read_folder(folder / base) if base else {}
     for file in sorted(folder.glob("*.safetensors")):
-        tensors |= read_tensors(file)
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: not a complete safetensors file ({error}); "
+                             "download it again") from None
     return tensors
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: not a complete safetensors file ({error}); "
-                         "download it again") from None
 
 
 def check_tensors(folder: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:
@@ -262,10 +259,6 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> None:
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    write_safely(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -333,12 +333,12 @@ def train(config: TrainConfig) -> None:
     wrapped = DistributedDataParallel(model) if world > 1 else model
     wrapped.train()
     if rank == 0:
-        describe(model, rows, config, world, device, dtype)
+        describe(model, rows, config, device, dtype)
         out.mkdir(parents=True, exist_ok=True)
         log = open(out / "log.jsonl", "a", encoding="utf-8")
 
     bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None)
-    clock, step_rows = time.perf_counter(), config.batch_size * world * config.grad_accum
+    clock = time.perf_counter()
     for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
         lr = learning_rate(step - 1, config)
         for group in optimizer.param_groups:
@@ -347,7 +347,7 @@ def train(config: TrainConfig) -> None:
         bar.update()
         if rank == 0 and (step % config.log_steps == 0 or step == start + 1):
             clock, passed = time.perf_counter(), time.perf_counter() - clock
-            speed = step_rows * (1 if step == start + 1 else config.log_steps) / passed
+            speed = rows.block * (1 if step == start + 1 else config.log_steps) / passed
             bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {speed:.1f} rows/s")
             print(json.dumps({"step": step, "loss": loss, "lr": lr, "norm": norm,
                               "rows_per_s": round(speed, 2)}), file=log, flush=True)
@@ -362,16 +362,13 @@ def train(config: TrainConfig) -> None:
         dist.destroy_process_group()
 
 
-def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, world: int, device: str,
-             dtype: torch.dtype) -> None:
+def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, device: str, dtype: torch.dtype
+             ) -> None:
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    step = config.batch_size * world * config.grad_accum
     print(f"stage {config.stage}, {config.tune}: {trained:,} of {count:,} parameters learn, on "
-          f"{device} in {str(dtype).removeprefix('torch.')}\n"
-          f"{len(rows.samples):,} samples in {len(rows):,} rows an epoch; a step takes "
-          f"{config.batch_size} x {world} processes x {config.grad_accum} = {step} rows",
-          file=sys.stderr)
+          f"{device} in {str(dtype).removeprefix('torch.')}\n{len(rows.samples):,} samples in "
+          f"{len(rows):,} rows an epoch, {rows.block} rows a step", file=sys.stderr)
 
 
 if __name__ == "__main__":

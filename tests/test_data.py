@@ -6,14 +6,13 @@ import re
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image, ImageDraw
-from tiny import N
 
+import tiny
 from data import (
     MEAN,
-    MIRRORS,
+    MIRROR,
     STD,
     STILL,
     TASKS,
@@ -33,10 +32,10 @@ from data import (
     preprocess,
     read_data,
     render,
-    strip_boxes,
     turns_of,
 )
 from examples.miniworld import write_world
+from tiny import N
 
 LLAMA_TOKENIZER = tiny.DATA / "fixtures" / "llama" / "tokenizer.model"
 
@@ -56,9 +55,11 @@ VECTORS = {     # of upstream's slow LlamaTokenizer, transformers 4.30
     "[INST] <Img>": "518 25580 29962 529 25518 29958",
     "<s>[INST] <Img>": "1 518 25580 29962 529 25518 29958",
     "</Img> [vqa] Is there a road?  [/INST]":
-        "1533 25518 29958 518 29894 25621 29962 1317 727 263 6520 29973 29871 518 29914 25580 29962",
+        "1533 25518 29958 518 29894 25621 29962 1317 727 263 6520 29973 "
+        "29871 518 29914 25580 29962",
     "</Img> [vqa] Is there a road? [/INST]":
-        "1533 25518 29958 518 29894 25621 29962 1317 727 263 6520 29973 518 29914 25580 29962",
+        "1533 25518 29958 518 29894 25621 29962 1317 727 263 6520 29973 "
+        "518 29914 25580 29962",
     "</Img> [caption] briefly describe the image [/INST]":
         "1533 25518 29958 518 6671 29962 23359 8453 278 1967 518 29914 25580 29962",
     "yes</s>": "4874 2",
@@ -74,7 +75,7 @@ VECTORS = {     # of upstream's slow LlamaTokenizer, transformers 4.30
     "[refer]": "518 20275 29962", "[caption]": "518 6671 29962", "[vqa]": "518 29894 25621 29962",
     "[detection]": "518 29881 2650 428 29962", "[identify]": "518 1693 1598 29962",
     "[grounding]": "518 2057 292 29962", "<p>": "529 29886 29958", "</p>": "1533 29886 29958",
-    "<delim>": "529 6144 326 29958", "a long answer</s>": "263 1472 1234 1244 2", "": "",
+    "<delim>": "529 6144 326 29958", "a long answer here</s>": "263 1472 1234 1244 2", "": "",
 }
 
 
@@ -171,7 +172,8 @@ def test_the_skyeye_prompt_is_the_beginning_of_the_row_it_was_learned_from(turns
 def test_minigpt_v2_is_asked_with_two_start_tokens_and_one_space():
     question = TURNS_OF_TALK[0][0]
     asked, _, _ = render(tiny.tokenizer(), [(question, None)], N, style="minigpt_v2")
-    assert asked == [1, *tokens("<s>[INST] <Img>"), *[-1] * N, *tokens(f"</Img> {question} [/INST]")]
+    head = [1, *tokens("<s>[INST] <Img>"), *[-1] * N]
+    assert asked == head + tokens(f"</Img> {question} [/INST]")
     assert asked[:2] == [1, 1]
 
 
@@ -229,7 +231,6 @@ def test_phrases_and_lists_of_boxes_are_read():
     found = parse_boxes(text, 100, 100, corner=True)
     assert found == [("two airplanes", (9, 51, 50, 82)), ("two airplanes", (53, 47, 97, 78)),
                      ("a car", (1, 2, 3, 4))]
-    assert strip_boxes(text) == "two airplanes and a car"
 
 
 def test_corners_the_wrong_way_round_are_sorted():
@@ -251,7 +252,6 @@ def test_no_text_makes_the_parser_fail():
         for phrase, (x1, y1, x2, y2) in parse_boxes(text, 33, 44):
             boxes += 1
             assert 0 <= x1 <= x2 <= 33 and 0 <= y1 <= y2 <= 44 and isinstance(phrase, str)
-        strip_boxes(text)
     assert boxes > 100
 
 
@@ -266,7 +266,7 @@ def test_drawn_boxes_stand_where_they_belong_and_the_picture_stays():
 
 # ---- moves ---------------------------------------------------------------------------------------
 
-STEPS = [(), *((step,) for step in MIRRORS + TURNS), *itertools.product(MIRRORS + TURNS, repeat=2)]
+STEPS = [steps for n in range(3) for steps in itertools.product((MIRROR, *TURNS), repeat=n)]
 
 
 @pytest.mark.parametrize("transpose", STEPS, ids=lambda steps: "+".join(s.name for s in steps))
@@ -293,7 +293,7 @@ def test_boxes_are_written_at_their_marks_in_order():
 
 
 def test_boxes_that_are_text_move_along():
-    mirror = Move(transpose=MIRRORS)
+    mirror = Move(transpose=(MIRROR,))
     text = place_boxes("{<10><20><30><40>} <bbox> {<999><0><0><0>}", [(0, 0, 10, 10)], 100, 100,
                        mirror)
     assert text == "{<69><20><89><40>} {<90><0><100><10>} {<999><0><0><0>}"
@@ -336,10 +336,12 @@ def test_a_crop_keeps_most_of_the_picture_and_stays_inside():
 
 
 def test_detections_are_named_from_left_to_right_after_a_move():
-    boxes = ((0, 0, 10, 10), (60, 60, 90, 90))
+    boxes = ((0, 0, 9.5, 10), (60.5, 60, 89.5, 90))
     detection = sample("ships", "<bbox><delim><bbox>", "detection", boxes=boxes)
-    (turn,) = turns_of(detection, (100, 100), Move(transpose=MIRRORS), None)
-    assert turn == ("[detection] ships", "{<10><60><40><90>}<delim>{<90><0><100><10>}")
+    (turn,) = turns_of(detection, (100, 100), Move(transpose=(MIRROR,)), None)
+    assert turn == ("[detection] ships", "{<10><60><39><90>}<delim>{<90><0><100><10>}")
+    (turn,) = turns_of(detection, (100, 100), STILL, None)
+    assert turn == ("[detection] ships", "{<0><0><9><10>}<delim>{<60><60><89><90>}")
 
 
 def test_boxes_are_dealt_to_question_and_answer_turn_by_turn():
@@ -401,18 +403,22 @@ def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path):
     assert loaded.getpixel((3, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1", "LA", "I;16", "CMYK"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "CMYK"])
 def test_a_picture_of_any_mode_becomes_rgb(tmp_path, mode):
-    suffix = "tif" if mode == "CMYK" else "png"
-    Image.new("RGB", (8, 4), (255, 255, 255)).convert("L" if mode == "I;16" else mode).convert(
-        mode).save(tmp_path / f"picture.{suffix}")
-    loaded = load_image(tmp_path / f"picture.{suffix}")
+    gray = 255 if mode == "1" else 204
+    path = tmp_path / f"picture.{'tif' if mode == 'CMYK' else 'png'}"
+    Image.new("RGB", (8, 4), (gray,) * 3).convert(mode).save(path)
+    loaded = load_image(path)
     assert loaded.mode == "RGB" and loaded.size == (8, 4)
+    assert np.abs(np.array(loaded).astype(int) - gray).max() <= 1
 
 
 def cubic(x):
-    x = abs(x)                                  # PIL's kernel, a = -0.5
-    return (1.5 * x - 2.5) * x * x + 1 if x < 1 else ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0
+    """PIL's kernel, a = -0.5."""
+    x = abs(x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0
 
 
 def resize_line(length, size):
@@ -437,11 +443,17 @@ def test_preprocessing_is_bicubic_squashing_and_clips_normalization(width, heigh
     assert np.abs(found - wanted).max() < 2 / 255 / min(STD)        # PIL rounds to 8 bits twice
 
 
-def test_a_crop_is_the_picture_of_that_part():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8))
-    part = preprocess(image, 20, Move(crop=(0.25, 0.5, 0.75, 1.0)))
-    wanted = preprocess(image.crop((20, 20, 60, 40)), 20)
-    torch.testing.assert_close(part, wanted, rtol=0, atol=1e-6)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_crop_shows_that_part_of_the_picture(axis):
+    """In a picture whose values tell the column or the row, fractions of its sides can be read."""
+    ramp = np.arange(100)[:, None] if axis else np.arange(200)[None]
+    pixels = np.broadcast_to(ramp[..., None], (100, 200, 3)).astype(np.uint8)
+    part = preprocess(Image.fromarray(pixels), 20, Move(crop=(0.25, 0.5, 0.75, 0.9)))
+    values = 255 * (part * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None])
+    line = values[1, :, 7] if axis else values[1, 7]
+    start, length = (50, 40) if axis else (50, 100)
+    wanted = start + (torch.arange(20) + 0.5) * length / 20 - 0.5
+    assert (line - wanted).abs().max() < 1
 
 
 def test_gain_scales_and_shifts_the_normalized_values():
@@ -527,6 +539,13 @@ def test_a_ratio_is_the_part_of_a_sets_rows_in_an_epoch():
     assert counts[:4].sum() == 10 and counts[:4].min() >= 2 and counts[:4].max() <= 3
     assert counts[4:].sum() == 5 and counts[4:].max() == 1
     assert set(used[:15]) != set(used[15:])                         # another half every time
+
+
+def test_with_ratios_every_epoch_has_as_many_rows_also_if_sets_share_pictures():
+    samples = [sample(str(i), "x", "vqa", [f"{i % 5}.png"]) for i in range(20)]
+    for seed in range(5):
+        rows = tiny.rows(samples, questions=3, ratios=[(5, 0.5), (15, 2.0)], seed=seed)
+        assert {len(rows.plan(epoch)) for epoch in range(5)} == {len(rows)}
 
 
 def test_ratios_of_one_change_nothing_about_what_is_seen(samples):
@@ -699,7 +718,8 @@ def test_a_folder_of_class_folders_is_read(tmp_path):
 
 
 LLAVA = [{"id": 1, "image": "a.png", "conversations": [
-             {"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": "A ship."},
+             {"from": "human", "value": "<image>\nwhat is it ?"},
+             {"from": "gpt", "value": "A ship."},
              {"from": "human", "value": "where ?"}, {"from": "gpt", "value": "{<1><2><3><4>}"}]},
          {"image": ["a.png", "b.png"], "conversations": [
              {"from": "human", "value": "compare"}, {"from": "gpt", "value": "same"}]},
@@ -727,6 +747,7 @@ def test_a_picture_outside_the_folder_is_refused(tmp_path, name):
 
 def test_a_picture_outside_a_skyeye_folder_is_refused(tmp_path):
     (tmp_path / "caption").mkdir()
+    (tmp_path / "vqa").mkdir()
     (tmp_path / "caption" / "c.json").write_text('[{"image": "../../x.png", "caption": "a ship"}]')
     assert "../../x.png" in refusal(read_data, tmp_path)
 

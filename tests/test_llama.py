@@ -2,9 +2,9 @@
 import dataclasses
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from llama import PRESETS, Llama, apply_rope, rope_angles, sample
 
 CONFIG = tiny.LLAMA

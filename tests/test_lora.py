@@ -1,8 +1,8 @@
 """LoRA: what it computes, what it leaves alone, and how it goes away again."""
 import pytest
-import tiny
 import torch
 
+import tiny
 from llama import PRESETS, Linear, Llama
 from lora import LoRAConfig, LoRALinear, add_lora, lora_state_dict, merge_lora
 

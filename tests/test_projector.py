@@ -4,14 +4,14 @@ import json
 import math
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny import N, TALKER, VOCAB
 
+import tiny
 from data import collate
 from projector import PRESETS, ModelError, Projector, SkyEyeConfig, SkyEyeGPT, segment_mask
+from tiny import TALKER, VOCAB, N
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +37,19 @@ def test_the_projector_has_23_072_768_parameters():
 
 
 def test_four_neighbors_in_a_row_are_joined_in_order():
-    """A patch whose vector is its own number: what does each visual token hold?"""
+    """A patch whose two channels tell its number: what does each visual token hold?"""
     config = dataclasses.replace(
-        tiny.SKYEYE, vit=dataclasses.replace(tiny.VIT, image_size=40, width=1),
-        llama=dataclasses.replace(TALKER, width=4))
+        tiny.SKYEYE, vit=dataclasses.replace(tiny.VIT, image_size=40, width=2),
+        llama=dataclasses.replace(TALKER, width=8))
     projector = Projector(config)
     torch.nn.init.eye_(projector.weight)
     torch.nn.init.zeros_(projector.bias)
-    patches = torch.arange(128.0).view(2, 64, 1)                    # 8 x 8 patches, two pictures
-    joined = projector(patches)
-    assert joined.shape == (2, 16, 4)
-    assert joined[0, 0].tolist() == [0, 1, 2, 3]
-    assert joined[0, 2].tolist() == [8, 9, 10, 11]                  # the second row of patches
-    assert joined.flatten().tolist() == list(range(128))
+    numbers = torch.arange(128.0).view(2, 64, 1)                    # 8 x 8 patches, two pictures
+    joined = projector(torch.cat([numbers, 1000 + numbers], dim=-1))
+    assert joined.shape == (2, 16, 8)
+    assert joined[0, 0].tolist() == [0, 1000, 1, 1001, 2, 1002, 3, 1003]
+    assert joined[0, 2, ::2].tolist() == [8, 9, 10, 11]             # the second row of patches
+    assert joined[..., ::2].flatten().tolist() == list(range(128))
 
 
 def test_slots_are_filled_in_order_over_a_batch_with_several_pictures(model):
@@ -64,9 +64,16 @@ def test_slots_are_filled_in_order_over_a_batch_with_several_pictures(model):
     assert torch.equal(found[ids >= 0], words[ids >= 0])
 
 
-def test_more_slots_than_pictures_fill_are_refused(model):
-    with pytest.raises(RuntimeError):
-        model(picture_row(2, "picture", "picture", 3)[None], tiny.images(1))
+@pytest.mark.parametrize("pictures", [0, 1, 3])
+def test_slots_that_do_not_fit_the_pictures_are_refused(model, pictures):
+    ids = picture_row(2, "picture", "picture", 3)[None]
+    with pytest.raises(ValueError, match=f"18 image slots do not fit {pictures} pictures of 9"):
+        model(ids, tiny.images(pictures) if pictures else None)
+
+
+def test_a_picture_without_slots_is_refused(model):
+    with pytest.raises(ValueError, match="0 image slots do not fit 1 pictures"):
+        model(picture_row(5)[None], tiny.images(1))
 
 
 def test_the_picture_reaches_the_answer(model):
@@ -119,7 +126,7 @@ def test_what_follows_the_last_label_changes_nothing(model):
 
 
 def test_the_model_does_not_learn_to_ask():
-    """At the head, question tokens leave no gradient: it is that of the answers' positions alone."""
+    """The head's gradient is that of the answers' positions alone."""
     model = tiny.skyeye().requires_grad_(False)
     ids, images, labels = labeled_batch()
     head = model.llama_model.lm_head.weight.requires_grad_(True)

@@ -2,10 +2,10 @@
 import math
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 
+import tiny
 from vit import PRESETS, ViT, factor, resize_positions, sine_positions
 
 

@@ -4,7 +4,7 @@ No two sizes coincide, so that a transposed or mistaken dimension cannot go unse
 """
 import functools
 import io
-import shutil
+import json
 import tempfile
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from projector import SkyEyeConfig, SkyEyeGPT
 from vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT.parent / "shared" / "data"
+DATA = ROOT.parent / "shared" / "data"        # real data, where there is any
 
-VIT = ViTConfig(image_size=30, patch_size=5, width=24, depth=2, heads=3, mlp=40)    # 6 x 6 patches
+VIT = ViTConfig(image_size=30, patch_size=5, width=24, depth=2, heads=3, mlp=40)  # 6 x 6 patches
 LLAMA = LlamaConfig(vocab_size=61, width=50, depth=4, heads=5, mlp=44, max_positions=64)
 LORA = LoRAConfig(r=7, alpha=11.0, dropout=0.0)
-VOCAB = 340                                                                         # the tokenizer's
+VOCAB = 340  # of the tokenizer
 TALKER = LlamaConfig(vocab_size=VOCAB, width=50, depth=2, heads=5, mlp=44, max_positions=256)
-SKYEYE = SkyEyeConfig(vit=VIT, llama=TALKER, lora=LORA)                             # 9 visual tokens
+SKYEYE = SkyEyeConfig(vit=VIT, llama=TALKER, lora=LORA)  # 9 visual tokens
 N = SKYEYE.visual_tokens
 
 SENTENCES = (
@@ -111,5 +111,15 @@ def captions(folder: Path, count: int) -> list[Sample]:
                    f"row {i}") for i in range(count)]
 
 
-def copy_world(source: Path, target: Path) -> Path:
-    return Path(shutil.copytree(source, target))
+def talks(folder: Path, count: int, texts: int = 0) -> Path:
+    """`count` conversations about pictures, then `texts` without one, as a LLaVA file."""
+    rows = []
+    for i in range(count + texts):
+        turns = [f"<image>\nis there a road {i} ?" if i < count else f"say {i} !",
+                 ("yes", "no", "a green ship", "many planes and a river")[i % 4]]
+        rows.append({"conversations": [{"from": who, "value": text} for who, text in
+                                       zip(("human", "gpt"), turns, strict=True)]})
+        if i < count:
+            rows[-1]["image"] = Path(picture(folder / f"{i}.png", seed=i)).name
+    (folder / "talks.json").write_text(json.dumps(rows))
+    return folder / "talks.json"

@@ -1,0 +1,183 @@
+"""The conversation computes each turn once, the commands do what /help says, errors are a line."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import tiny
+from PIL import Image
+
+import chat
+from chat import Conversation, checked, free_name, referred
+from data import DataError, Tokenizer, load_image, preprocess, render
+from projector import SkyEyeGPT
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny.model_folder(tmp_path / "model")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return tiny.picture(tmp_path / "a picture.png", 61, 47)
+
+
+def conversation(folder, paths, tokens=5):
+    model = SkyEyeGPT.from_pretrained(folder)
+    return Conversation(model, Tokenizer(folder / "tokenizer.model"), paths,
+                        {"max_new_tokens": tokens})
+
+
+def run(*args, stdin=""):
+    """chat.py as a user starts it."""
+    return subprocess.run([sys.executable, "chat.py", *map(str, args)], input=stdin, text=True,
+                          capture_output=True, cwd=tiny.ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_an_answer_is_what_the_model_says_to_the_rendered_prompt(folder, picture):
+    talk = conversation(folder, [picture])
+    spoken = "".join(talk.ask("[vqa] is there a road ?"))
+    ids, _, _ = render(talk.tokenizer, [("[vqa] is there a road ?", None)], tiny.N)
+    image = preprocess(load_image(picture), tiny.VIT.image_size)[None]
+    expected = talk.tokenizer.decode(talk.model.generate(torch.tensor(ids), image, 5))
+    assert spoken == expected.rstrip("\ufffd") and talk.turns == [
+        ("[vqa] is there a road ?", spoken)]
+
+
+def test_later_turns_do_not_compute_earlier_ones_again(folder, picture):
+    talk, lengths = conversation(folder, [picture]), []
+    decoder = talk.model.llama_model.model
+    decoder.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    list(talk.ask("a road ?"))
+    first = len(talk.ids)
+    lengths.clear()
+    list(talk.ask("a river ?"))
+    assert talk.cache.used >= first and sum(lengths) <= len(talk.ids) - first + 2
+
+
+def test_turns_over_one_cache_say_what_a_fresh_start_says(folder, picture):
+    talk = conversation(folder, [picture])
+    for question in ("a road ?", "many planes ?"):
+        list(talk.ask(question))
+        before = list(talk.ids)
+    list(talk.ask("and a river ?"))
+    ids, _, _ = render(talk.tokenizer, [("and a river ?", None)], later=True)
+    answer = list(talk.model.generate(torch.tensor(before + ids), talk.images, 5))
+    assert talk.ids == before + ids + answer + [talk.tokenizer.eos]
+
+
+def test_a_stopped_answer_is_kept_as_far_as_it_went(folder, picture):
+    talk = conversation(folder, [picture], tokens=9)
+    answer = talk.ask("a road ?")
+    next(answer)
+    answer.close()
+    assert len(talk.turns) == 1 and talk.ids[-1] == talk.tokenizer.eos
+    list(talk.ask("a river ?"))
+    assert len(talk.turns) == 2
+
+
+def test_a_full_conversation_says_so_and_stays_usable(folder, picture):
+    talk = conversation(folder, [picture])
+    with pytest.raises(DataError, match="/reset"):
+        for _ in range(99):
+            list(talk.ask("is there a road in the harbor near the green ship ?"))
+    turns = len(talk.turns)
+    talk.reset()
+    list(talk.ask("a road ?"))
+    assert turns > 2 and len(talk.turns) == 1
+
+
+def test_unknown_pictures_change_nothing(folder, picture):
+    talk = conversation(folder, [picture])
+    list(talk.ask("a road ?"))
+    with pytest.raises(DataError):
+        talk.open(["nowhere.png"])
+    assert talk.paths == [picture] and len(talk.turns) == 1
+
+
+def test_boxes_are_in_pixels_of_the_full_picture_and_named(folder, picture):
+    talk = conversation(folder, [picture])
+    talk.turns = [("[refer] where is the green ship ?", "{<0><50><100><99>}")]
+    (name, box), = talk.boxes()
+    assert name == "the green ship" and box == pytest.approx((0.305, 23.735, 61, 46.765))
+    talk.turns = [("[detection] ships", "<p>ships</p> {<0><0><9><9>}<delim>{<5><5><9><9>}")]
+    assert [name for name, _ in talk.boxes()] == ["ships", "ships"]
+
+
+def test_save_writes_the_drawn_picture_and_the_conversation(folder, picture, tmp_path):
+    talk = conversation(folder, [picture])
+    talk.turns = [("[refer] a ship", "{<10><10><60><60>}")]
+    talk.save(tmp_path / "out.png")
+    talk.save(tmp_path / "out.json")
+    assert Image.open(tmp_path / "out.png").size == (61, 47)
+    assert Image.open(tmp_path / "out.png").tobytes() != load_image(picture).tobytes()
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert [turn["value"] for turn in row["conversations"]] == list(talk.turns[0])
+
+
+def test_a_file_that_exists_is_never_written_over(picture):
+    first = free_name(picture)
+    first.touch()
+    assert first.name == "a picture_boxes.png" and free_name(picture).name == "a picture_boxes_2.png"
+
+
+def test_commands_switch_task_and_picture_and_unknown_ones_explain(folder, picture, tmp_path, capsys):
+    talk = conversation(folder, [picture])
+    assert chat.command(talk, "/task refer", "") == "[refer] "
+    assert chat.command(talk, "/task", "[refer] ") == ""
+    with pytest.raises(DataError, match="unknown task"):
+        chat.command(talk, "/task juggle", "")
+    other = tiny.picture(tmp_path / "b.png", 20, 30, seed=1)
+    assert chat.command(talk, f"/image {other}", "[vqa] ") == "[vqa] " and talk.paths == [other]
+    chat.command(talk, "/what", "")
+    assert "/reset" in capsys.readouterr().out
+
+
+def test_only_known_tasks_may_begin_a_question():
+    assert checked("[refer] x") and checked("plain words") and checked("[ not closed")
+    with pytest.raises(DataError, match=r"\[juggle\].*\[refer\]"):
+        checked("[juggle] x")
+
+
+def test_what_a_refer_question_asks_for():
+    assert referred("[refer] where is the largest ship ?") == "the largest ship"
+    assert referred("[refer] the largest ship") == "the largest ship"
+    assert referred("[vqa] how many ?") == ""
+
+
+def test_prompts_are_answered_in_turn_on_standard_output(folder, picture):
+    done = run(picture, "--model", folder, "--prompt", "a road ?", "--prompt", "a river ?",
+               "--max-new-tokens", "4")
+    assert done.returncode == 0 and done.stderr == ""
+    assert len([line for line in done.stdout.split("\n") if not line.startswith("  ")]) == 3
+
+
+def test_a_conversation_on_a_pipe_ends_with_its_input(folder, picture):
+    done = run(picture, "--model", folder, "--max_new_tokens", "3",
+               stdin="/help\n[juggle] x\n/image nowhere.png\na road ?\n")
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "unknown task" in done.stdout and "nowhere.png: no such picture" in done.stdout
+
+
+@pytest.mark.parametrize(("args", "named"), [
+    (["nowhere.png"], "nowhere.png"),
+    (["{tmp}/empty.png"], "empty.png: not a picture (the file is empty)"),
+    (["{tmp}/text.png"], "text.png: not a picture"),
+    (["{picture}", "--prompt", "[juggle] x"], "[juggle]: unknown task"),
+    (["{picture}", "--model", "{tmp}"], "config.json: no such file"),
+    (["{picture}", "--model", "{tmp}/broken"], "missing"),
+])
+def test_mistakes_end_with_one_line_and_exit_code_2(args, named, folder, picture, tmp_path):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not a picture")
+    broken = tiny.model_folder(tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    model = [] if "--model" in args else ["--model", folder]
+    done = run(*(arg.format(tmp=tmp_path, picture=picture) for arg in args), *model,
+               *([] if "--prompt" in args else ["--prompt", "x"]))
+    assert done.returncode == 2 and named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr

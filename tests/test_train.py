@@ -1,0 +1,355 @@
+"""Training: the schedule, what learns and what stays, and runs that must come out the same."""
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+import train
+from data import collate
+from examples.miniworld import write_world
+from lora import LoRAConfig
+from projector import SkyEyeGPT
+from train import (
+    Batches,
+    TrainConfig,
+    build_model,
+    checkpoints,
+    learning_rate,
+    make_optimizer,
+    parse_args,
+    train_step,
+)
+
+DROPPING = dataclasses.replace(tiny.SKYEYE, lora=LoRAConfig(r=7, alpha=11.0, dropout=0.3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(tiny.model_folder(tmp_path_factory.mktemp("model"), DROPPING))
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    return str(tiny.talks(tmp_path_factory.mktemp("talks"), count=6, texts=3))
+
+
+def settings(folder, **more):
+    given = dict(model=folder, tune="lora", max_steps=6, batch_size=2, lr=1e-2, min_lr=1e-3,
+                 warmup_steps=2, log_steps=1, device="cpu")
+    return TrainConfig(**given | more)
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def step(model, batches, optimizer, config):
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return train_step(model, batches, optimizer, scaler, config, "cpu", torch.float32)
+
+
+# ---- schedule and flags --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("t, lr", [(0, 1e-6), (500, 5.5e-6), (999, 9.991e-6), (1000, 9.99112e-6),
+                                   (25_000, 5.5e-6), (49_999, 1.0000000089e-6)])
+def test_the_learning_rate_is_upstreams(t, lr):
+    assert learning_rate(t, TrainConfig()) == pytest.approx(lr, rel=1e-6 if t != 49_999 else 1e-9)
+
+
+def test_the_defaults_are_minigpt_v2s_recipe():
+    wanted = dict(lr=1e-5, min_lr=1e-6, warmup_lr=1e-6, warmup_steps=1000, max_steps=50_000,
+                  weight_decay=0.05, beta2=0.999, clip=0.0, grad_accum=1, batch_size=6, seed=42,
+                  max_tokens=1024, lora_r=64, lora_alpha=16.0, lora_dropout=0.05,
+                  train_vit=False, augment=False, questions_per_image=1)
+    config = dataclasses.asdict(TrainConfig())
+    assert {name: config[name] for name in wanted} == wanted
+
+
+def test_a_large_model_gets_the_defaults_and_a_small_one_its_recipe():
+    large, small = parse_args(["--preset", "skyeyegpt"]), parse_args([])
+    assert (large.max_steps, large.lr, large.beta2, large.train_vit) == (50_000, 1e-5, 0.999, False)
+    assert large.tune == small.tune == "full"
+    for name, value in train.RECIPES[1].items():
+        assert getattr(small, name) == value
+
+
+def test_a_flag_that_is_given_wins_over_the_recipe():
+    config = parse_args(["--lr", "0.25", "--no-train-vit", "--max_steps", "50000"])
+    assert (config.lr, config.train_vit, config.max_steps) == (0.25, False, 50_000)
+    assert config.beta2 == train.RECIPES[1]["beta2"]
+
+
+def test_flags_are_written_with_either_dash(folder):
+    flags = ["--model", folder, "--batch_size", "7", "--train_vit", "--save_steps", "9"]
+    lined, dashed = parse_args(flags), parse_args([flag.replace("_", "-") if flag[:2] == "--"
+                                                   else flag for flag in flags])
+    assert lined == dashed
+    assert (lined.batch_size, lined.train_vit, lined.save_steps) == (7, True, 9)
+    assert lined.tune == "lora"
+
+
+def test_several_data_sets_and_ratios_are_taken():
+    config = parse_args(["--data", "a", "b", "--ratio", "0.5", "2"])
+    assert (config.data, config.ratio) == (["a", "b"], [0.5, 2.0])
+
+
+# ---- what learns ---------------------------------------------------------------------------------
+
+def names_that_learn(folder, **more):
+    model, _ = build_model(settings(folder, **more), "cpu")
+    return {name for name, p in model.named_parameters() if p.requires_grad}, model
+
+
+def test_what_learns_is_what_tune_names(folder):
+    adapter, model = names_that_learn(folder)
+    everything = {name for name, _ in model.named_parameters()}
+    eye = {name for name in everything if name.startswith("visual_encoder.")}
+    assert adapter == {n for n in everything if ".lora_" in n or n.startswith("llama_proj.")}
+    assert len(adapter) == 2 + 2 * 2 * tiny.TALKER.depth
+    projector = {"llama_proj.weight", "llama_proj.bias"}
+    assert names_that_learn(folder, tune="projector")[0] == projector
+    assert names_that_learn(folder, tune="projector", train_vit=True)[0] == projector | eye
+    assert names_that_learn(folder, tune="full")[0] == everything - eye
+    assert names_that_learn(folder, tune="full", train_vit=True)[0] == everything
+
+
+@pytest.mark.parametrize("tune", ["lora", "projector", "full"])
+@pytest.mark.parametrize("train_vit", [False, True])
+def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(folder, tmp_path, tune, train_vit):
+    config = settings(folder, tune=tune, train_vit=train_vit)
+    model, _ = build_model(config, "cpu")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows = tiny.rows(tiny.captions(tmp_path, 4))
+    optimizer = make_optimizer(model, config)
+    for i in range(2):
+        step(model.train(), [collate([rows[0, 2 * i], rows[0, 2 * i + 1]])], optimizer, config)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) != p.requires_grad, name
+
+
+def test_a_model_without_lora_gets_one_that_changes_nothing_yet(tmp_path):
+    plain = dataclasses.replace(tiny.SKYEYE, lora=None)
+    folder = tiny.model_folder(tmp_path, plain)
+    config = settings(str(folder), lora_r=3, lora_alpha=5.0, lora_dropout=0.2)
+    model, _ = build_model(config, "cpu")
+    assert model.config.lora == LoRAConfig(r=3, alpha=5.0, dropout=0.2)
+    ids = tiny.ids(1, 9, tiny.VOCAB)
+    assert torch.equal(model.eval()(ids), SkyEyeGPT.from_pretrained(folder)(ids))
+
+
+def test_matrices_decay_and_biases_and_norms_do_not(folder):
+    config = settings(folder, tune="full", train_vit=True, weight_decay=0.3)
+    model, _ = build_model(config, "cpu")
+    names = {p: name for name, p in model.named_parameters()}
+    decay, plain = make_optimizer(model, config).param_groups
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    assert decay["betas"] == (0.9, 0.999)
+    assert len(decay["params"]) + len(plain["params"]) == len(names)
+    for p in plain["params"]:
+        assert "bias" in names[p] or "norm" in names[p], names[p]
+    for p in decay["params"]:
+        assert "bias" not in names[p] and "norm" not in names[p], names[p]
+
+
+# ---- learning ------------------------------------------------------------------------------------
+
+def test_a_tiny_model_learns_four_samples_by_heart(tmp_path):
+    folder = tiny.model_folder(tmp_path / "model")
+    config = settings(str(folder), tune="full", train_vit=True, lr=3e-3, clip=1.0)
+    model, _ = build_model(config, "cpu")
+    rows = tiny.rows(tiny.captions(tmp_path, 4))
+    batch = collate([rows[0, i] for i in range(4)])
+    optimizer = make_optimizer(model, config)
+    losses = [step(model, [batch], optimizer, config)[0] for _ in range(60)]
+    assert losses[0] > 3 and losses[-1] < 0.1
+
+
+def test_clipping_bounds_the_gradient_and_reports_its_norm(folder, tmp_path):
+    """With plain gradient descent, the step is as long as the clipped gradient."""
+    rows = tiny.rows(tiny.captions(tmp_path, 2))
+    batch = collate([rows[0, 0], rows[0, 1]])
+    config = settings(folder, clip=0.01)
+    model, _ = build_model(config, "cpu")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    _, norm = step(model, [batch], torch.optim.SGD(trained, lr=1.0), config)
+    moved = sum((p - b).square().sum() for p, b in zip(trained, before, strict=True)).sqrt()
+    assert norm > 0.1 and abs(moved.item() - 0.01) < 1e-4
+
+
+def run(folder, talks, out, **more):
+    """Train in this process -> the log, and the tensors that were written."""
+    given = {"data": (talks,), "output_dir": str(out)} | more
+    train.train(settings(folder, **given))
+    return log(out), load_file(next(out.glob("*.safetensors")))
+
+
+def test_two_small_batches_make_the_step_of_a_large_one(talks, tmp_path):
+    """Rows have answers of different lengths, so a mean of means would be something else."""
+    folder = str(tiny.model_folder(tmp_path / "model"))             # without dropout
+    more = dict(tune="full", train_vit=True, lr=1e-3, max_steps=3)
+    one, tensors = run(folder, talks, tmp_path / "a", batch_size=4, **more)
+    two, others = run(folder, talks, tmp_path / "b", batch_size=2, grad_accum=2, **more)
+    assert len(one) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-5)
+        assert a["norm"] == pytest.approx(b["norm"], rel=1e-3)
+    moved = [(tensors[name] - others[name]).abs().max().item() for name in tensors]
+    assert sum(m > 1e-4 for m in moved) <= len(moved) // 10 and max(moved) < 3e-3
+
+
+def test_the_loss_of_a_step_is_the_mean_over_all_its_tokens(folder, tmp_path):
+    rows = tiny.rows(tiny.captions(tmp_path, 4))
+    items = [rows[0, i] for i in range(4)]
+    config = settings(folder, tune="full")
+    model, _ = build_model(config, "cpu")
+    with torch.no_grad():
+        whole = model(**collate(items)).item()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    batches = [collate(items[:1]), collate(items[1:])]
+    assert step(model, batches, optimizer, config)[0] == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize("world, accum", [(1, 1), (2, 1), (3, 2)])
+def test_the_processes_share_the_rows_out_and_none_is_left_or_taken_twice(world, accum):
+    rows = range(7)
+    config = TrainConfig(batch_size=2, grad_accum=accum, max_steps=7)
+    keys = [list(Batches(rows, config, 0, rank, world)) for rank in range(world)]
+    together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
+    assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world)]
+    for rank in range(world):
+        assert list(Batches(rows, config, 3, rank, world)) == keys[rank][3 * accum:]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(folder, talks, tmp_path):
+    """With dropout and augmentation on, and over the end of an epoch."""
+    more = dict(save_steps=3, augment=True)
+    unbroken, _ = run(folder, talks, tmp_path / "unbroken", **more)
+    shutil.copytree(tmp_path / "unbroken" / "checkpoint-3", tmp_path / "new" / "checkpoint-3")
+    resumed, _ = run(folder, talks, tmp_path / "new", resume="auto", **more)
+    assert [line["step"] for line in resumed] == [4, 5, 6]
+    for line, wanted in zip(resumed, unbroken[3:], strict=True):
+        assert (line["loss"], line["lr"]) == (wanted["loss"], wanted["lr"])
+    name = "adapter.safetensors"
+    stored = (tmp_path / "unbroken" / name).read_bytes()
+    assert (tmp_path / "new" / name).read_bytes() == stored
+    assert (tmp_path / "new" / "checkpoint-3" / name).read_bytes() != stored
+
+
+def test_resume_auto_without_a_checkpoint_starts_from_the_beginning(folder, talks, tmp_path):
+    fresh, _ = run(folder, talks, tmp_path / "a", max_steps=2)
+    auto, _ = run(folder, talks, tmp_path / "b", max_steps=2, resume="auto")
+    assert [line["loss"] for line in fresh] == [line["loss"] for line in auto]
+
+
+def test_a_run_with_the_same_seed_is_the_same_and_another_seed_is_another(folder, talks, tmp_path):
+    one, two, other = ([line["loss"] for line in run(folder, talks, tmp_path / str(i), seed=seed,
+                                                     max_steps=3)[0]]
+                       for i, seed in enumerate((1, 1, 2)))
+    assert one == two != other
+
+
+def test_the_newest_checkpoints_are_kept_and_each_is_a_model_folder(folder, talks, tmp_path):
+    run(folder, talks, tmp_path, save_steps=1, save_total_limit=2, max_steps=12)
+    found = checkpoints(tmp_path)
+    assert [path.name for path in found] == ["checkpoint-10", "checkpoint-11"]
+    (tmp_path / "checkpoint-99.tmp").mkdir()
+    assert checkpoints(tmp_path) == found
+    for path in (*found, tmp_path):
+        model = SkyEyeGPT.from_pretrained(path)
+        assert model.config.lora == DROPPING.lora
+        assert (path / "tokenizer.model").read_bytes() == tiny.tokenizer_bytes()
+
+
+@pytest.mark.parametrize("tune", ["lora", "projector", "full"])
+@pytest.mark.parametrize("train_vit", [False, True])
+def test_the_folder_that_is_written_holds_everything_that_learned(
+        folder, talks, tmp_path, monkeypatch, tune, train_vit):
+    built = []
+
+    def build(*args):
+        built.append(build_model(*args))
+        return built[0]
+
+    monkeypatch.setattr(train, "build_model", build)
+    run(folder, talks, tmp_path, tune=tune, train_vit=train_vit, max_steps=2)
+    learned = built[0][0].state_dict()
+    for name, tensor in SkyEyeGPT.from_pretrained(tmp_path).state_dict().items():
+        assert torch.equal(tensor, learned[name]), name
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+def start(*command):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run([sys.executable, *command], cwd=tiny.ROOT, env=environment,
+                          capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_learn_what_one_learns(folder, talks, tmp_path):
+    """Pictures, clips and text alone: a process may have rows without any picture."""
+    world = write_world(tmp_path / "world", train=3, val=1, test=1, clips=1, size=64, workers=1)
+    plain = tiny.model_folder(tmp_path / "model")
+    flags = ("--model", str(plain), "--data", str(world), talks, "--tune", "full", "--train_vit",
+             "--max_steps", "6", "--lr", "1e-3", "--warmup_steps", "1", "--log_steps", "1",
+             "--questions_per_image", "2", "--device", "cpu", "--clip", "0")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    two = start(*torchrun, "train.py", *flags, "--batch_size", "2",
+                "--output_dir", str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    train.train(parse_args([*flags, "--batch_size", "4", "--output_dir", str(tmp_path / "one")]))
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(one) == 6
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5 * max(1, a["loss"]))
+        assert a["norm"] == pytest.approx(b["norm"], rel=1e-3)
+    assert one[-1]["loss"] < one[0]["loss"]
+
+
+def refusal(*flags):
+    """What train.py says on its way out: status 2, no traceback."""
+    done = start("train.py", *flags)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+    return done.stderr.strip().splitlines()
+
+
+def test_missing_data_is_one_line(folder, tmp_path):
+    (line,) = refusal("--model", folder, "--data", str(tmp_path / "gone"),
+                      "--output_dir", str(tmp_path / "out"))
+    assert line.startswith("train.py: ") and str(tmp_path / "gone") in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_is_one_line(tmp_path):
+    (line,) = refusal("--model", str(tmp_path / "gone"), "--data", str(tmp_path))
+    assert line.startswith("train.py: ") and str(tmp_path / "gone") in line
+
+
+def test_a_missing_picture_ends_the_run_with_one_line_also_out_of_a_loader_process(
+        folder, tmp_path):
+    file = tiny.talks(tmp_path, count=2)
+    (tmp_path / "1.png").unlink()
+    for workers in ("0", "1"):
+        lines = refusal("--model", folder, "--data", str(file), "--num_workers", workers,
+                        "--output_dir", str(tmp_path / "out"), "--device", "cpu")
+        assert lines[-1].startswith("train.py: ") and str(tmp_path / "1.png") in lines[-1]
+
+
+@pytest.mark.parametrize("flags", [["--lr", "fast"], ["--tune", "everything"], ["--stage", "3"],
+                                   ["--dtype", "int8"], ["--learning", "1"]])
+def test_a_flag_that_makes_no_sense_is_refused_by_name(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(flags)
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "error:" in line and flags[0] in line
