@@ -129,7 +129,8 @@ def speak(talk: Conversation, question: str) -> None:
         print(" (stopped)", end="")
     print()
     for phrase, box in talk.boxes():
-        print(f"  {phrase or 'box'}: x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f} pixels")
+        x1, y1, x2, y2 = (round(side) for side in box)
+        print(f"  {phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels")
 
 
 def free_name(picture: str) -> Path:

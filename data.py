@@ -311,6 +311,13 @@ class Sample:
     references: tuple[str, ...] = ()            # what counts as right, if more than the answer
     kind: str = ""                              # question type (presence, count, ...)
 
+    def __post_init__(self) -> None:
+        marks = sum(text.count("<bbox>") for turn in self.turns for text in turn)
+        if self.task not in TASKS:
+            raise ValueError(f"{self.source}: unknown task {self.task!r}")
+        if marks != len(self.boxes):
+            raise ValueError(f"{self.source}: {marks} <bbox> marks for {len(self.boxes)} boxes")
+
 
 # Each has matches(place) and read(place, split), which yields a Sample's fields, the pictures
 # named from `place`. Raises ValueError with a line that names the row.
@@ -341,6 +348,8 @@ def read_data(place: str | Path, split: str = "train", stage: int = 0) -> list[S
                    for row in reader.read(place, split)]
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from None
+    except (AttributeError, LookupError, SyntaxError, TypeError) as error:
+        raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
     if stage:
         talks = [sample for sample in samples if sample.task == "conversation"]
         single = [sample for sample in samples if sample.task != "conversation"]
@@ -428,11 +437,13 @@ class Rows(torch.utils.data.Dataset):
         self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
         self.questions, self.augment, self.seed = questions, augment, seed
         self.ratios, self.block = ratios, block
+        own = np.searchsorted(np.cumsum([n for n, _ in ratios]), np.arange(len(samples)), "right")
         pictures: dict[tuple, int] = {}
-        self.group = np.array([pictures.setdefault(sample.images or (i,), len(pictures))
-                               for i, sample in enumerate(samples)])
+        self.group = np.array([pictures.setdefault((int(of), *(s.images or [i])), len(pictures))
+                               for i, (s, of) in enumerate(zip(samples, own, strict=True))])
         self.letters = np.array([sum(len(q) + len(a) for q, a in s.turns) for s in samples])
         self.plans: dict[int, list[np.ndarray]] = {}
+        self.length = len(self.plan(0))             # as in every other epoch
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """-> the sample numbers of each row of an epoch."""
@@ -465,7 +476,7 @@ class Rows(torch.utils.data.Dataset):
         return arranged
 
     def __len__(self) -> int:
-        return len(self.plan(0))
+        return self.length
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, number = key

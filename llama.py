@@ -101,7 +101,7 @@ class KVCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)               # [L, B, H, S, d]
         self.v = torch.zeros(shape, device=device, dtype=dtype)               # [L, B, H, S, d]
         self.slots = slots
-        self.used = 0                                                         # slots of the longest row
+        self.used = 0                                                         # by the longest row
 
     def advance(self, positions: Tensor) -> Tensor | None:
         """Room for tokens at positions: long[B, T] -> the mask they look through, [B, 1, T, S]."""
@@ -223,6 +223,8 @@ class Llama(nn.Module):
         to `sample`.
         """
         B, T, _ = x.shape
+        if start + T > cache.slots:
+            raise ValueError(f"{start + T} tokens do not fit the context of {cache.slots}")
         rows = torch.arange(B, device=x.device)
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=x.device)
         done = torch.zeros(B, dtype=torch.bool, device=x.device)

@@ -6,7 +6,7 @@
 The four joined patches are neighbors in one row (1 x 4), not a 2 x 2 square. A negative id marks
 an image slot: the model fills the slots, in order, with the visual tokens of the pictures.
 
-    python projector.py --model out/stage2 --out FOLDER     one folder, LoRA merged, from several
+    python projector.py --model out/stage2 --out FOLDER     one whole folder, the LoRA merged
 
 Sources: SkyEyeGPT, arXiv 2401.09712 section 3.1; MiniGPT-v2, arXiv 2310.09478 section 2.1;
 https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/minigpt_v2.py
@@ -94,9 +94,7 @@ class SkyEyeGPT(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """images: float[N, 3, H, W] -> the visual tokens, float[N * tokens, D]"""
-        trained = any(p.requires_grad for p in self.visual_encoder.parameters())
-        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            patches = self.visual_encoder(images.to(self.llama_proj.weight.dtype))
+        patches = self.visual_encoder(images.to(self.llama_proj.weight.dtype))  # [N, P, D]
         return self.llama_proj(patches).flatten(0, 1)
 
     def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
@@ -163,9 +161,11 @@ class SkyEyeGPT(nn.Module):
                         dtype: torch.dtype = torch.float32) -> "SkyEyeGPT":
         """A model folder: config.json and *.safetensors. ModelError: one line with the file."""
         folder = Path(folder)
-        config = read_config(folder)
-        with torch.device("meta"):
-            model = cls(config)
+        try:
+            with torch.device("meta"):
+                model = cls(read_config(folder))
+        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder / 'config.json'}: no model can be built ({error})") from None
         tensors = read_folder(folder)
         check_tensors(folder, {k: v.shape for k, v in model.state_dict().items()}, tensors)
         tensors = {k: v.to(device, kept_as(k, dtype)) for k, v in tensors.items()}
@@ -174,8 +174,7 @@ class SkyEyeGPT(nn.Module):
 
     def save_pretrained(self, folder: str | Path, base: str = "",
                         dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and model.safetensors, or with a base adapter.safetensors: the
-        projector and the LoRA alone."""
+        """Write config.json and model.safetensors; with a base, projector and LoRA alone."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().to("cpu", kept_as(k, dtype)).contiguous()
@@ -184,8 +183,8 @@ class SkyEyeGPT(nn.Module):
         write_safely(folder / ("adapter.safetensors" if base else "model.safetensors"),
                      lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         config = asdict(self.config) | {"base": str(Path(base).resolve()) if base else ""}
-        text = json.dumps(config, indent=2) + "\n"
-        write_safely(folder / "config.json", lambda path: path.write_text(text))
+        write_safely(folder / "config.json",
+                     lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
 
     def merge(self) -> None:
         """Fold the LoRA into the base weights."""
@@ -204,14 +203,12 @@ def segment_mask(segments: Tensor) -> Tensor:
         segments  0 0 0 1 1 2 2     two questions behind one shared prefix; neither sees the other,
         positions 0 1 2 3 4 3 4     and with such positions each is as if it stood alone
     """
-    T = segments.shape[1]
-    query, key = segments[:, :, None], segments[:, None, :]
-    causal = torch.ones(T, T, dtype=torch.bool, device=segments.device).tril()
-    return ((key == 0) | (key == query))[:, None] & causal
+    query, key = segments[:, None, :, None], segments[:, None, None, :]
+    return ((key == 0) | (key == query)).tril()
 
 
 class ModelError(Exception):
-    """A model folder that cannot be used: one line that names the file and what to do."""
+    """A model folder that cannot be used: a line that names the file and what to do."""
 
 
 def read_config(folder: Path) -> SkyEyeConfig:
@@ -228,6 +225,8 @@ def read_config(folder: Path) -> SkyEyeConfig:
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder, those of its base first."""
     base = read_config(folder).base
+    if base and (folder / base).resolve() == folder.resolve():
+        raise ModelError(f"{folder / 'config.json'}: names its own folder as its base")
     tensors = read_folder(folder / base) if base else {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -246,10 +245,10 @@ def check_tensors(folder: Path, wanted: dict[str, torch.Size], found: dict[str, 
         "mis-shaped": [f"{k} is {list(found[k].shape)}, not {list(shape)}"
                        for k, shape in wanted.items() if k in found and found[k].shape != shape],
     }
-    told = [f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ..' if len(keys) > 3 else ''}"
-            for kind, keys in problems.items() if keys]
-    if told:
-        raise ModelError(f"{folder}: the weights do not fit its config.json; {'; '.join(told)}")
+    if any(problems.values()):
+        told = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ..' * (len(keys) > 3)}"
+                         for kind, keys in problems.items() if keys)
+        raise ModelError(f"{folder}: the weights do not fit its config.json; {told}")
 
 
 def write_safely(path: Path, write: Callable[[Path], object]) -> None:
@@ -262,16 +261,13 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Gather a model folder into one, LoRA merged.")
     parser.add_argument("--model", type=Path, required=True, help="model folder to read")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, in bf16")
     args = parser.parse_args(argv)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
     model = SkyEyeGPT.from_pretrained(args.model)
     model.merge()
-    model.save_pretrained(args.out, dtype=dtype)
+    model.save_pretrained(args.out, dtype=torch.bfloat16)
     shutil.copyfile(args.model / "tokenizer.model", args.out / "tokenizer.model")
     print(f"wrote {args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
 

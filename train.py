@@ -113,10 +113,8 @@ def settle(given: dict) -> TrainConfig:
     config.model = config.model or ("out/stage1" if config.stage == 2 else "")
     config.output_dir = config.output_dir or f"out/stage{config.stage}"
     config.tune = config.tune or ("lora" if config.model else "full")
-    width = PRESETS[config.preset].llama.width
-    if config.model:
-        width = read_config(Path(config.model)).llama.width
-    if width >= SMALL:
+    shape = read_config(Path(config.model)) if config.model else PRESETS[config.preset]
+    if shape.llama.width >= SMALL:
         return config
     recipe = {k: v for k, v in RECIPES[config.stage].items() if k not in given}
     return dataclasses.replace(config, **recipe)
@@ -176,24 +174,19 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 # ---- batches -------------------------------------------------------------------------------------
 
-class Batches:
-    """The row keys of one process's micro-steps from step `start` on, a function of the step."""
-
-    def __init__(self, rows: Rows, config: TrainConfig, start: int, rank: int, world: int):
-        self.rows, self.config, self.start, self.rank, self.world = rows, config, start, rank, world
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size, accum = self.config.batch_size, self.config.grad_accum
-        for micro in range(self.start * accum, self.config.max_steps * accum):
-            first = (micro * self.world + self.rank) * size
-            yield [divmod(i, len(self.rows)) for i in range(first, first + size)]
+def row_keys(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
+             ) -> Iterator[list[tuple[int, int]]]:
+    """One process's rows of each micro-step from step `start` on: a function of the step alone."""
+    for micro in range(start * config.grad_accum, config.max_steps * config.grad_accum):
+        first = (micro * world + rank) * config.batch_size
+        yield [divmod(i, len(rows)) for i in range(first, first + config.batch_size)]
 
 
 def loader(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
            ) -> Iterator[tuple[dict, ...]]:
     """-> the micro-batches of each step."""
     batches = iter(torch.utils.data.DataLoader(
-        rows, batch_sampler=Batches(rows, config, start, rank, world), collate_fn=collate,
+        rows, batch_sampler=row_keys(rows, config, start, rank, world), collate_fn=collate,
         num_workers=config.num_workers))
     return zip(*[batches] * config.grad_accum, strict=True)
 
@@ -210,7 +203,7 @@ def save_checkpoint(model: SkyEyeGPT, optimizer, scaler, step: int, config: Trai
     final, temporary = out / f"checkpoint-{step}", out / f"checkpoint-{step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     save_model(model, temporary, config)
-    state = {"step": step, "config": dataclasses.asdict(config), "rng": torch.get_rng_state(),
+    state = {"step": step, "config": dataclasses.asdict(config),
              "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
              "parameters": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}}
     write_safely(temporary / "trainer.pt", lambda path: torch.save(state, path))
@@ -222,15 +215,17 @@ def save_checkpoint(model: SkyEyeGPT, optimizer, scaler, step: int, config: Trai
 
 
 def save_model(model: SkyEyeGPT, folder: Path, config: TrainConfig) -> None:
-    model.save_pretrained(folder, base=config.model if config.tune != "full" else "")
+    """Whole, or beside its base what learned: the projector and the LoRA."""
+    whole = config.tune == "full" or config.train_vit
+    model.save_pretrained(folder, base="" if whole else config.model)
     source = Path(config.model) / "tokenizer.model" if config.model else Path(config.tokenizer)
     shutil.copyfile(source, folder / "tokenizer.model")
 
 
 def checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [p for p in out.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    found = (path for path in out.glob("checkpoint-*") if path.name[11:].isdigit())
+    return sorted(found, key=lambda path: int(path.name[11:]))
 
 
 def load_checkpoint(model: SkyEyeGPT, optimizer, scaler, config: TrainConfig) -> int:
@@ -239,6 +234,8 @@ def load_checkpoint(model: SkyEyeGPT, optimizer, scaler, config: TrainConfig) ->
     found = checkpoints(out) if config.resume == "auto" else [Path(config.resume)]
     if not found:
         return 0
+    if not (found[-1] / "trainer.pt").is_file():
+        raise DataError(f"{found[-1]}: no checkpoint, it has no trainer.pt")
     state = torch.load(found[-1] / "trainer.pt", map_location="cpu", weights_only=True)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -246,7 +243,6 @@ def load_checkpoint(model: SkyEyeGPT, optimizer, scaler, config: TrainConfig) ->
             parameters[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"])
     return state["step"]
 
 
@@ -269,9 +265,10 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
 
 
 def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usual if config.device == "auto" else config.device
+    if device.split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
+        raise DataError(f"--device {device}: unknown; cpu, cuda, mps or xpu")
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     kind = ("bf16" if device == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
@@ -325,7 +322,6 @@ def train(config: TrainConfig) -> None:
     rows = prepare_data(config, model, tokenizer, rank)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    torch.manual_seed(config.seed + rank)                   # dropout differs between processes
     start = load_checkpoint(model, optimizer, scaler, config) if config.resume else 0
     if config.compile:
         for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
@@ -340,6 +336,7 @@ def train(config: TrainConfig) -> None:
     bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None)
     clock = time.perf_counter()
     for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
+        torch.manual_seed(config.seed + step * world + rank)        # dropout, also of a resumed run
         lr = learning_rate(step - 1, config)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -358,7 +355,6 @@ def train(config: TrainConfig) -> None:
         save_model(model, out, config)
         print(f"saved {out}", file=sys.stderr)
     if world > 1:
-        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -2,8 +2,6 @@
 
     FOLDER/{caption,vqa,vg,phrasegrounding,multitask_conversation}/*_{train,val,test}.json
     FOLDER/images/                files without a split in their name are train
-
-The fields were published without a description: ALIASES lists the names that are understood.
 """
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from formats.llava import conversation, read_rows
 
 TASKS = {"caption": "caption", "vqa": "vqa", "vg": "refer", "phrasegrounding": "detection",
          "multitask_conversation": "conversation"}
-ALIASES = {
+ALIASES = {     # the fields were published without a description: names that are understood
     "image": ("image", "image_id", "img_id", "filename", "file_name", "img", "picture"),
     "caption": ("caption", "text", "sentence", "answer", "ground_truth"),
     "question": ("question", "query", "text"),

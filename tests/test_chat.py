@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-import tiny
 from PIL import Image
 
 import chat
+import tiny
 from chat import Conversation, checked, free_name, referred
 from data import DataError, Tokenizer, load_image, preprocess, render
 from projector import SkyEyeGPT
@@ -122,10 +122,11 @@ def test_save_writes_the_drawn_picture_and_the_conversation(folder, picture, tmp
 def test_a_file_that_exists_is_never_written_over(picture):
     first = free_name(picture)
     first.touch()
-    assert first.name == "a picture_boxes.png" and free_name(picture).name == "a picture_boxes_2.png"
+    assert first.name == "a picture_boxes.png"
+    assert free_name(picture).name == "a picture_boxes_2.png"
 
 
-def test_commands_switch_task_and_picture_and_unknown_ones_explain(folder, picture, tmp_path, capsys):
+def test_commands_switch_task_and_picture(folder, picture, tmp_path, capsys):
     talk = conversation(folder, [picture])
     assert chat.command(talk, "/task refer", "") == "[refer] "
     assert chat.command(talk, "/task", "[refer] ") == ""

@@ -109,8 +109,8 @@ def test_an_answer_without_a_box_is_wrong_and_counted():
 
 
 def test_accuracy_is_per_type_their_mean_and_overall():
-    rows = [row("vqa", "yes", ["yes"], kind="presence"), row("vqa", "Yes.", ["yes"], kind="presence"),
-            row("vqa", "no", ["yes"], kind="presence"), row("vqa", "3", ["4"], kind="count")]
+    rows = [row("vqa", answer, ["yes"], kind="presence") for answer in ("yes", "Yes.", "no")]
+    rows.append(row("vqa", "3", ["4"], kind="count"))
     assert score(rows)["vqa"] == pytest.approx(
         {"n": 4, "presence": 2 / 3, "count": 0, "mean of types": 1 / 3, "overall": 0.5})
 

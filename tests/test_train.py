@@ -17,13 +17,13 @@ from examples.miniworld import write_world
 from lora import LoRAConfig
 from projector import SkyEyeGPT
 from train import (
-    Batches,
     TrainConfig,
     build_model,
     checkpoints,
     learning_rate,
     make_optimizer,
     parse_args,
+    row_keys,
     train_step,
 )
 
@@ -221,11 +221,11 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_tokens(folder, tmp_path):
 def test_the_processes_share_the_rows_out_and_none_is_left_or_taken_twice(world, accum):
     rows = range(7)
     config = TrainConfig(batch_size=2, grad_accum=accum, max_steps=7)
-    keys = [list(Batches(rows, config, 0, rank, world)) for rank in range(world)]
+    keys = [list(row_keys(rows, config, 0, rank, world)) for rank in range(world)]
     together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
     assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world)]
     for rank in range(world):
-        assert list(Batches(rows, config, 3, rank, world)) == keys[rank][3 * accum:]
+        assert list(row_keys(rows, config, 3, rank, world)) == keys[rank][3 * accum:]
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
