@@ -77,6 +77,8 @@ def load_image(path: str | Path) -> Image.Image:
     """-> RGB, 8 bit, turned as its EXIF orientation says. DataError: one line with the file."""
     try:
         with Image.open(path) as image:
+            if image.mode[0] in "IF":       # convert("RGB") would make it white or black
+                raise DataError(f"{path}: {image.mode} pixels, over 8 bits; save it as 8-bit RGB")
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise DataError(f"{path}: no such picture") from None

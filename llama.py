@@ -43,7 +43,7 @@ class DrawStart:
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
-            nn.init.normal_(self.weight, std=0.02)
+            nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
 
 class Linear(DrawStart, nn.Linear):
@@ -51,8 +51,10 @@ class Linear(DrawStart, nn.Linear):
         super().__init__(n_in, n_out, bias=False)
 
 
-class Embedding(DrawStart, nn.Embedding):
-    pass
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.5)
 
 
 class RMSNorm(nn.Module):

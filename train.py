@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import DataError, Rows, Tokenizer, collate, read_data
+from data import TASKS, DataError, Rows, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
 from lora import LoRAConfig, add_lora
 from projector import PRESETS, ModelError, SkyEyeGPT, read_config, write_safely
@@ -44,6 +44,7 @@ class TrainConfig:
     stage: int = option(1, "1: single-task instructions, 2: multi-task conversations", (1, 2))
     data: tuple[str, ...] = option((WORLD,), "folders or LLaVA json files")
     ratio: tuple[float, ...] = option((), "part of each data set's rows in an epoch; empty: all")
+    tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TASKS) + "; empty: all")
     model: str = option("", "model folder to start from; stage 1: a new model, 2: out/stage1")
     preset: str = option("nano", "what a new model looks like", tuple(PRESETS))
     tokenizer: str = option("weights/nano/tokenizer.model", "of a new model")
@@ -80,7 +81,7 @@ class TrainConfig:
 
 
 RECIPES = {     # what a model this small needs instead, by stage; a flag that is given wins
-    1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=800, batch_size=32, clip=1.0,
+    1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=2000, batch_size=16, clip=1.0,
             beta2=0.98, questions_per_image=4, train_vit=True),
     2: dict(lr=5e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=16, clip=1.0,
             beta2=0.98),
@@ -253,7 +254,10 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
         ensure_world(config.data)
     if dist.is_initialized():
         dist.barrier()
-    sets = [read_data(place, "train", config.stage) for place in config.data]
+    sets = [[sample for sample in read_data(place, "train", config.stage)
+             if not config.tasks or sample.task in config.tasks] for place in config.data]
+    if not all(sets):
+        raise DataError(f"{config.data[sets.index([])]}: nothing to learn for {config.tasks}")
     if config.ratio and len(config.ratio) != len(sets):
         raise DataError(f"--ratio has {len(config.ratio)} numbers for {len(sets)} data sets")
     ratios = [(len(own), ratio) for own, ratio in zip(sets, config.ratio, strict=False)]
