@@ -28,7 +28,7 @@ from data import (
     preprocess,
     render,
 )
-from projector import ModelError, SkyEyeGPT
+from projector import DTYPES, ModelError, SkyEyeGPT
 
 HELP = """/image FILE ..  other pictures, a new conversation     /reset      forget what was said
 /task NAME      put [NAME] before every question       /save FILE  .png: picture with boxes,
@@ -197,16 +197,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repetition_penalty", "--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
     for question in args.prompt or []:
         checked(question)
-    model = SkyEyeGPT.from_pretrained(args.model, args.device, dtype)
+    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model")
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,

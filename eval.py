@@ -33,7 +33,7 @@ from data import (
     turns_of,
 )
 from examples.miniworld import WORLD, ensure_world
-from projector import ModelError, SkyEyeGPT
+from projector import DTYPES, ModelError, SkyEyeGPT
 
 # ---- captions: BLEU, ROUGE-L, CIDEr --------------------------------------------------------------
 
@@ -339,14 +339,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32)
     parser.add_argument("--output_dir", "--output-dir", type=Path, default=Path("out/eval"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.dtype]
-    model = SkyEyeGPT.from_pretrained(args.model, args.device, dtype)
+    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model")
     ensure_world(args.data)
     samples = [sample for place in args.data for sample in read_data(place, args.split)]

@@ -52,13 +52,13 @@ class SkyEyeConfig:
     @classmethod
     def from_dict(cls, entries: dict) -> "SkyEyeConfig":
         """The inverse of dataclasses.asdict. TypeError on an entry that is not one of ours."""
-        lora = entries["lora"]
-        if lora:
-            lora = LoRAConfig(**lora | {"targets": tuple(lora["targets"])})
+        lora = dict(entries["lora"] or {})
+        lora = lora and LoRAConfig(**lora | {"targets": tuple(lora["targets"])})
         parts = {"vit": ViTConfig(**entries["vit"]), "llama": LlamaConfig(**entries["llama"])}
-        return cls(**entries | parts | {"lora": lora})
+        return cls(**entries | parts | {"lora": lora or None})
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRESETS = {
     "skyeyegpt": SkyEyeConfig(),
     "nano": SkyEyeConfig(vit.PRESETS["nano"], llama.PRESETS["nano"], lora=None),

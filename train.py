@@ -31,7 +31,7 @@ from tqdm import tqdm
 from data import TASKS, DataError, Rows, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
 from lora import LoRAConfig, add_lora
-from projector import PRESETS, ModelError, SkyEyeGPT, read_config, write_safely
+from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config, write_safely
 
 
 def option(default, text: str, choices: tuple = ()):
@@ -69,7 +69,7 @@ class TrainConfig:
     lora_dropout: float = option(0.05, "dropout on the LoRA's input")
     max_tokens: int = option(1024, "longest sample; a longer one is an error")
     dtype: str = option("auto", "arithmetic; auto: bf16 on a GPU, fp32 on a CPU",
-                        ("auto", "fp32", "bf16", "fp16"))
+                        ("auto", *DTYPES))
     device: str = option("auto", "auto, cpu, cuda, ..")
     compile: bool = option(False, "torch.compile the blocks: a minute's wait, then a fifth faster")
     seed: int = option(42, "of weights, order, templates and moves")
@@ -276,7 +276,7 @@ def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     kind = ("bf16" if device == "cuda" else "fp32") if config.dtype == "auto" else config.dtype
-    return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]
+    return device, DTYPES[kind]
 
 
 def attention_kernels(device: str) -> AbstractContextManager:

@@ -3,11 +3,11 @@ import json
 import re
 
 import pytest
-import tiny
 import torch
 
 import chat
 import eval as evaluation
+import tiny
 import train
 from chat import Conversation
 from data import Tokenizer
