@@ -11,7 +11,6 @@ import tiny
 import train
 from chat import Conversation
 from data import Tokenizer
-from eval import iou
 from projector import PRESETS, SkyEyeGPT
 
 README = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,13 +62,8 @@ def test_the_shipped_weights_are_small_and_fit_their_tokenizer(nano):
 
 
 def test_the_shipped_model_says_what_the_readme_shows(nano):
-    picture = tiny.ROOT / "examples" / "harbor.png"
+    picture = tiny.ROOT / "examples" / "parking.png"
     truth = json.loads(picture.with_suffix(".json").read_text())
     talk = Conversation(*nano, [str(picture)], {"max_new_tokens": 60})
-    answer = "".join(talk.ask("[refer] where is the largest ship ?"))
-    (_, box), = talk.boxes()
-    largest = max((thing["box"] for thing in truth["objects"] if thing["name"] == "ship"),
-                  key=lambda b: (b[2] - b[0]) * (b[3] - b[1]))
-    assert answer in README and iou(box, largest) > 0.5
-    talk.reset()
-    assert "harbor" in "".join(talk.ask("[caption] briefly describe the image"))
+    assert "".join(talk.ask("[caption] briefly describe the image")) in README
+    assert "".join(talk.ask("[vqa] what is the theme of this picture ?")) == truth["class"]
