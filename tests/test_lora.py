@@ -46,7 +46,7 @@ def test_merged_computes_the_same():
     model, ids = with_lora(), tiny.ids(2, 9)
     before = model(ids)
     merge_lora(model)
-    torch.testing.assert_close(model(ids), before, rtol=1e-5, atol=1e-5)
+    assert (model(ids) - before).abs().max() < 1e-5 * before.abs().max()
     assert not lora_state_dict(model)
     assert not any(isinstance(m, LoRALinear) for m in model.modules())
 
