@@ -71,7 +71,7 @@ class TrainConfig:
     dtype: str = option("auto", "arithmetic; auto: bf16 on a GPU, fp32 on a CPU",
                         ("auto", *DTYPES))
     device: str = option("auto", "auto, cpu, cuda, ..")
-    compile: bool = option(False, "torch.compile the blocks: a minute's wait, then a fifth faster")
+    compile: bool = option(False, "torch.compile the blocks: a minute's wait, then faster")
     seed: int = option(42, "of weights, order, templates and moves")
     num_workers: int = option(0, "processes that load pictures")
     save_steps: int = option(1000, "steps between checkpoints")

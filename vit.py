@@ -140,8 +140,8 @@ class ViT(nn.Module):
         """Start values for training from nothing (the released weights need none).
 
         Sine positions, and q, k, v, proj such that a patch looks at its neighbors first: "Mimetic
-        Initialization of Self-Attention Layers", arXiv 2305.09828 section 4. On 8,000 pictures it
-        is worth more than doubling the time.
+        Initialization of Self-Attention Layers", arXiv 2305.09828 section 4. From few
+        pictures a plain ViT learns much more slowly.
         """
         D, H = self.config.width, self.config.heads
         with torch.no_grad():
