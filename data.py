@@ -253,6 +253,11 @@ TASKS = {       # MiniGPT-v2's templates; {} is the expression, the question or 
                  "[identify] what object is in this location {}",
                  "[identify] identify the object present at this location {}",
                  "[identify] describe this object in {}", "[identify] the object in {} is"],
+    "grounding": ["[grounding] describe this image in detail",
+                  "[grounding] please describe this image in details",
+                  "[grounding] describe this image as detailed as possible",
+                  "[grounding] summarize this image in details",
+                  "[grounding] give a thorough description of what you see in this image"],
     "conversation": ["{}"],
 }
 CLEANED = ("caption", "video", "vqa", "refer")          # tasks whose texts upstream cleans

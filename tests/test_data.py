@@ -804,3 +804,10 @@ def test_rsscn7_has_1960_and_280_pictures_of_seven_classes():
         assert len(samples) == count
         assert {s.turns[0][1] for s in samples} == {"grass", "field", "industry", "river lake",
                                                     "forest", "resident", "parking"}
+
+
+def test_the_template_pools_are_whole():
+    """MiniGPT-v2's, and one of SkyEyeGPT's captions and of the demo's groundings in front."""
+    sizes = {task: len(set(pool)) for task, pool in TASKS.items()}
+    assert sizes == {"caption": 1 + 17, "video": 1, "vqa": 2, "scene": 1, "refer": 7,
+                     "detection": 1, "identify": 7, "grounding": 1 + 4, "conversation": 1}
