@@ -210,6 +210,19 @@ class Llama(nn.Module):
         """As Decoder.forward, but -> logits: float[B, T, V]"""
         return self.lm_head(self.model(x, positions, mask, cache))
 
+    @torch.no_grad()
+    def draw_ordered(self, ids: list[int]) -> None:
+        """Start values for ids that stand for 0, 1, 2, ..: what is near in value starts near.
+
+        Sines and cosines of the value, as of a position (Attention Is All You Need, section 3.5);
+        a new model learns numbers from a fraction of the examples. Widths are even.
+        """
+        D, values = self.config.width, torch.arange(len(ids))[:, None]
+        angles = 2 * torch.pi * values / torch.logspace(0.6, 2.5, D // 2)     # periods 4 .. 316
+        code = torch.cat([angles.sin(), angles.cos()], dim=1) * 2 ** 0.5      # [ids, D], rms 1
+        self.model.embed_tokens.weight[ids] = 0.5 * code.to(self.lm_head.weight)
+        self.lm_head.weight[ids] = D ** -0.5 * code.to(self.lm_head.weight)
+
     def cache(self, batch: int, slots: int) -> KVCache:
         weight, slots = self.lm_head.weight, min(slots, self.config.max_positions)
         return KVCache(self.config, batch, slots, weight.device, weight.dtype)

@@ -134,6 +134,9 @@ def build_model(config: TrainConfig, device: str) -> tuple[SkyEyeGPT, Tokenizer]
     if len(tokenizer) != model.config.llama.vocab_size:
         raise ModelError(f"{config.model or config.tokenizer}: the tokenizer has {len(tokenizer)} "
                          f"pieces, the model {model.config.llama.vocab_size}")
+    numbers = tokenizer.model.piece_to_id([f"<{i}>" for i in range(101)])
+    if not config.model and 0 not in numbers:           # each number of a box is one piece
+        model.llama_model.draw_ordered(numbers)
     if config.tune == "lora" and not model.config.lora:
         lora = LoRAConfig(config.lora_r, config.lora_alpha, config.lora_dropout)
         add_lora(model.llama_model, lora)
@@ -225,7 +228,7 @@ def save_model(model: SkyEyeGPT, folder: Path, config: TrainConfig) -> None:
 
 def checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = (path for path in out.glob("checkpoint-*") if path.name[11:].isdigit())
+    found = [path for path in out.glob("checkpoint-*") if path.name[11:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
