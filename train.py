@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -282,11 +282,6 @@ def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
     return device, DTYPES[kind]
 
 
-def attention_kernels(device: str) -> AbstractContextManager:
-    """On a CPU the fused kernel's backward pass costs as much as all other products together."""
-    return sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
-
-
 def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim.Optimizer,
                scaler: torch.amp.GradScaler, config: TrainConfig, device: str, dtype: torch.dtype
                ) -> tuple[float, float]:
@@ -301,8 +296,9 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
     for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         with nullcontext() if world == 1 or i == len(batches) - 1 else model.no_sync():
-            with torch.autocast(device, dtype, enabled=dtype != torch.float32), \
-                    attention_kernels(device):
+            # On a CPU the fused kernel's backward pass costs as much as all other products.
+            kernels = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32), kernels:
                 loss = model(**batch) * (count / total)
             if batch["images"] is None:     # DDP waits for every parameter, also the idle eye's
                 loss = loss + 0.0 * sum(p.sum() for p in trained)

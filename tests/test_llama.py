@@ -3,6 +3,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import tiny
 from llama import PRESETS, Llama, apply_rope, rope_angles, sample
@@ -75,6 +76,23 @@ def test_tensor_names_and_shapes_are_those_of_the_released_files():
     wanted |= {f"model.layers.{i}.{name}": shape for i in range(4)
                for name, shape in layer.items()}
     assert {name: tuple(t.shape) for name, t in Llama(CONFIG).state_dict().items()} == wanted
+
+
+def test_ordered_start_values_are_nearer_the_nearer_their_numbers_and_no_larger_than_others():
+    model, numbers = Llama(CONFIG), [7, 3, 40, 41, 12, 60, 5]     # ids that stand for 0 .. 6
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    model.draw_ordered(numbers)
+    others = [i for i in range(61) if i not in numbers]
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        table = model.state_dict()[name]
+        assert torch.equal(table[others], before.pop(name)[others])
+        assert abs(table[numbers].norm(dim=1).mean() / table[others].norm(dim=1).mean() - 1) < 0.1
+        code = F.normalize(table[numbers], dim=1)
+        alike = code @ code.T
+        for step in range(1, 4):        # the same for all pairs that are `step` apart, and falling
+            assert alike.diagonal(step).std() < 1e-6
+            assert alike.diagonal(step).mean() < alike.diagonal(step - 1).mean() - 0.02
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())
 
 
 def test_rope_is_a_turn_of_complex_numbers():

@@ -134,6 +134,20 @@ def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(folder, tmp_path, 
         assert torch.equal(p, before[name]) != p.requires_grad, name
 
 
+def test_only_a_new_model_starts_with_ordered_numbers(tmp_path):
+    tokenizer = tiny.ROOT / "weights" / "nano" / "tokenizer.model"
+    new, pieces = build_model(TrainConfig(tokenizer=str(tokenizer)), "cpu")
+    ids = pieces.model.piece_to_id(["<50>", "<51>", "<90>"])
+    near, far = new.llama_model.lm_head.weight[ids[1:]] @ new.llama_model.lm_head.weight[ids[0]]
+    assert near > 0.8 > 0.5 > far
+    new.save_pretrained(tmp_path / "saved")
+    shutil.copyfile(tokenizer, tmp_path / "saved" / "tokenizer.model")
+    torch.nn.init.ones_(new.llama_model.lm_head.weight)
+    new.save_pretrained(tmp_path / "saved")
+    again, _ = build_model(TrainConfig(model=str(tmp_path / "saved")), "cpu")
+    assert (again.llama_model.lm_head.weight == 1).all()
+
+
 def test_a_model_without_lora_gets_one_that_changes_nothing_yet(tmp_path):
     plain = dataclasses.replace(tiny.SKYEYE, lora=None)
     folder = tiny.model_folder(tmp_path, plain)
