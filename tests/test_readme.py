@@ -15,7 +15,8 @@ from projector import PRESETS, SkyEyeGPT
 
 README = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
 NANO = tiny.ROOT / "weights" / "nano"
-COMMANDS = sorted({line.removeprefix("$ ") for line in README.splitlines()
+CARD = (NANO / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted({line.removeprefix("$ ") for line in (README + CARD).splitlines()
                    if re.match(r"(\$ )?(python|torchrun) .*\.py", line)})
 
 
@@ -67,3 +68,14 @@ def test_the_shipped_model_says_what_the_readme_shows(nano):
     talk = Conversation(*nano, [str(picture)], {"max_new_tokens": 60})
     assert "".join(talk.ask("[caption] briefly describe the image")) in README
     assert "".join(talk.ask("[vqa] what is the theme of this picture ?")) == truth["class"]
+
+
+def test_the_box_that_the_readme_draws_lies_on_what_was_asked_for(nano):
+    name, expression = re.search(r'chat.py (\S+).* --prompt "\[refer\] where is (.+) \?" --save',
+                                 README).groups()
+    truth = json.loads((tiny.ROOT / name).with_suffix(".json").read_text())
+    box = {row["expression"]: row["bbox"] for row in truth["refer"]}[expression]
+    talk = Conversation(*nano, [str(tiny.ROOT / name)], {"max_new_tokens": 60})
+    assert "".join(talk.ask(f"[refer] where is {expression} ?")) in README
+    [(phrase, found)] = talk.boxes()
+    assert phrase == expression and evaluation.iou(found, box) > 0.5
