@@ -214,8 +214,8 @@ class Llama(nn.Module):
     def draw_ordered(self, ids: list[int]) -> None:
         """Start values for ids that stand for 0, 1, 2, ..: what is near in value starts near.
 
-        Sines and cosines of the value, as of a position (Attention Is All You Need, section 3.5);
-        a new model learns numbers from a fraction of the examples. Widths are even.
+        Sines and cosines of the value, as of a position (Attention Is All You Need, section 3.5),
+        so a new model need not learn their order from examples. Widths are even.
         """
         D, values = self.config.width, torch.arange(len(ids))[:, None]
         angles = 2 * torch.pi * values / torch.logspace(0.6, 2.5, D // 2)     # periods 4 .. 316

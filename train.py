@@ -228,7 +228,7 @@ def save_model(model: SkyEyeGPT, folder: Path, config: TrainConfig) -> None:
 
 def checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [path for path in out.glob("checkpoint-*") if path.name[11:].isdigit()]
+    found = (path for path in out.glob("checkpoint-*") if path.name[11:].isdigit())
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 

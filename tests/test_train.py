@@ -140,11 +140,10 @@ def test_only_a_new_model_starts_with_ordered_numbers(tmp_path):
     ids = pieces.model.piece_to_id(["<50>", "<51>", "<90>"])
     near, far = new.llama_model.lm_head.weight[ids[1:]] @ new.llama_model.lm_head.weight[ids[0]]
     assert near > 0.8 > 0.5 > far
-    new.save_pretrained(tmp_path / "saved")
-    shutil.copyfile(tokenizer, tmp_path / "saved" / "tokenizer.model")
     torch.nn.init.ones_(new.llama_model.lm_head.weight)
-    new.save_pretrained(tmp_path / "saved")
-    again, _ = build_model(TrainConfig(model=str(tmp_path / "saved")), "cpu")
+    new.save_pretrained(tmp_path)
+    shutil.copyfile(tokenizer, tmp_path / "tokenizer.model")
+    again, _ = build_model(TrainConfig(model=str(tmp_path)), "cpu")
     assert (again.llama_model.lm_head.weight == 1).all()
 
 
