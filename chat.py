@@ -17,7 +17,6 @@ import torch
 
 from data import (
     IDENTIFIERS,
-    PROMPTS,
     TASKS,
     Box,
     DataError,
@@ -47,11 +46,11 @@ class Conversation:
     def open(self, paths: list[str]) -> None:
         """Other pictures. Raises DataError, and then nothing has changed."""
         pictures = [load_image(path) for path in paths]
-        size, weight = self.model.config.vit.image_size, self.model.llama_proj.weight
+        size, weight = self.model.config.vit.image_size, self.model.llama_model.lm_head.weight
         self.paths, self.pictures = paths, pictures
-        self.images = torch.stack([preprocess(p, size) for p in pictures]) if pictures else None
-        if pictures:
-            self.images = self.images.to(weight.device, weight.dtype)
+        style = self.model.config.prompt
+        images = [preprocess(picture, size, style=style) for picture in pictures]
+        self.images = torch.stack(images).to(weight.device, weight.dtype) if images else None
         self.reset()
 
     def reset(self) -> None:
@@ -62,25 +61,30 @@ class Conversation:
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece. What was said stays said when the caller stops early."""
         config = self.model.config
-        ids, _, _ = render(self.tokenizer, [(question, None)], config.visual_tokens,
-                           len(self.pictures), config.prompt, later=bool(self.turns))
-        if len(self.ids) + len(ids) >= self.cache.slots:
+        ids, _, _ = render(self.tokenizer, [*self.turns, (question, None)], config.visual_tokens,
+                           len(self.pictures), config.prompt)
+        if len(ids) >= self.cache.slots:
             raise DataError(f"the conversation is over {self.cache.slots} tokens: /reset it")
-        images = self.images if not self.turns else None
-        self.ids += ids
+        # Written anew, an answer may fall into other pieces than it was said in: the cache goes
+        # back to where both agree.
+        same = next((i for i, (a, b) in enumerate(zip(ids, self.ids, strict=False)) if a != b),
+                    min(len(ids), len(self.ids)))
+        self.cache.used = start = min(self.cache.used, same)
+        self.ids, answer = ids, []
         self.turns.append((question, ""))
-        stop, answer = self.tokenizer.encode(PROMPTS[config.prompt].ask_stop), []
-        device = self.model.llama_proj.weight.device
+        device = self.model.llama_model.lm_head.weight.device
+        images = None if start else self.images
         try:
-            for token in self.model.generate(torch.tensor(self.ids, device=device), images,
+            for token in self.model.generate(torch.tensor(ids, device=device), images,
                                              cache=self.cache, **self.sampling):
                 answer.append(token)
                 text = self.tokenizer.decode(answer)
                 if not text.endswith("\ufffd"):             # half of a letter: wait for the rest
                     yield text[len(self.turns[-1][1]):]
                     self.turns[-1] = (question, text)
-        finally:
-            self.ids += answer + stop
+        finally:                    # the last token of a stopped answer may be half computed
+            self.cache.used = len(ids) + len(answer) - 1 if answer else start
+            self.ids = ids + answer
 
     def boxes(self) -> list[tuple[str, Box]]:
         """(what it is, box in pixels of the first picture) of the last answer."""
@@ -206,7 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     for question in args.prompt or []:
         checked(question)
     model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
-    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model")
+    pieces = model.config.llama.vocab_size
+    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", pieces)
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "repetition_penalty": args.repetition_penalty,

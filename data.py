@@ -42,19 +42,25 @@ class Tokenizer:
     """
     SPECIAL = ("<unk>", "<s>", "</s>")          # ids 0, 1, 2
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, pieces: int | None = None):
+        """pieces: how many the model has embeddings for, if they are to be compared."""
         if not Path(path).is_file():
             raise DataError(f"{path}: no such file; a model folder holds its tokenizer.model")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except RuntimeError:
             raise DataError(f"{path}: not a sentencepiece model; download it again") from None
+        if pieces not in (None, len(self)):
+            raise DataError(f"{path}: {len(self)} pieces for the model's {pieces} embeddings")
         self.bos, self.eos = 1, 2
 
     def __len__(self) -> int:
         return self.model.vocab_size()
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, mark: bool = True) -> list[int]:
+        """Without `mark` a text goes on with what stands before it: no word mark in front."""
+        if not mark:
+            return self.encode("\n" + text)[2:]         # a newline is a piece of its own
         ids = []
         for piece in re.split("(<unk>|</?s>)", text):
             special = piece in self.SPECIAL
@@ -124,16 +130,29 @@ class Move:
 STILL = Move()
 
 
-def preprocess(image: Image.Image, size: int, move: Move = STILL) -> Tensor:
-    """-> float[3, size, size], squashed to a square (bicubic) and CLIP-normalized, as upstream."""
+def preprocess(image: Image.Image, size: int, move: Move = STILL, style: str = "skyeye") -> Tensor:
+    """-> float[3, size, size], CLIP-normalized; squashed to a square (bicubic), as upstream.
+
+    LLaVA's style pads it to a square before, with CLIP's mean color.
+    """
     part = None if move.crop == STILL.crop else tuple(
         fraction * side for fraction, side in zip(move.crop, image.size * 2, strict=True))
+    if PROMPTS[style].pad:
+        image, part = padded(image.crop(part) if part else image), None
     image = image.resize((size, size), Image.Resampling.BICUBIC, part)
     for step in move.transpose:
         image = image.transpose(step)
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255        # [3, H, W]
     x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     return x if move.gain == STILL.gain else x * move.gain[0] + move.gain[1]
+
+
+def padded(image: Image.Image) -> Image.Image:
+    """In the middle of a square of CLIP's mean color."""
+    side, (width, height) = max(image.size), image.size
+    square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in MEAN))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 # ---- boxes ---------------------------------------------------------------------------------------
@@ -206,24 +225,31 @@ def draw_boxes(image: Image.Image, boxes: Sequence[tuple[str, Box]]) -> Image.Im
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a turn is written; | stands for the picture's slots."""
+    """How a conversation is written; | stands for a picture's slots."""
     picture: str                # once for each picture, before the first question
+    after: str                  # between the pictures and the first question
     first: str                  # before the pictures
     later: str                  # before every later question
     end: str                    # after every question
-    ask_first: str              # `first` and `end` where an answer is asked for, not learned
-    ask_end: str
+    ask_first: str = ""         # `first` and `end` where an answer is asked for, if they differ
+    ask_end: str = ""
     stop: str = "</s>"          # after an answer
-    ask_stop: str = "</s>"      # after an answer that was generated
+    joined: bool = False        # asked, an earlier answer follows its question in one text, no stop
+    mark: bool = True           # a word mark before `later`
+    pad: bool = False           # pictures are padded to a square before they are resized
 
 
 PROMPTS = {
     # One form for learning and asking: what we train with.
-    "skyeye": Prompt("<Img>|</Img>", "[INST] ", "<s>[INST] ", " [/INST]",
-                     ask_first="[INST] ", ask_end=" [/INST]"),
+    "skyeye": Prompt("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", " [/INST]"),
     # The released checkpoint: two spaces before [/INST] in training; asked, one and a second <s>.
-    "minigpt_v2": Prompt("<Img>|</Img>", "[INST] ", "<s>[INST] ", "  [/INST]",
-                         ask_first="<s>[INST] ", ask_end=" [/INST]", ask_stop=""),
+    "minigpt_v2": Prompt("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", "  [/INST]",
+                         ask_first="<s>[INST] ", ask_end=" [/INST]", joined=True),
+    # LLaVA-1.5, and so RS-GPT4V.
+    "vicuna_v1": Prompt("|\n", "", "A chat between a curious user and an artificial intelligence "
+                        "assistant. The assistant gives helpful, detailed, and polite answers to "
+                        "the user's questions. USER: ", "USER: ", " ASSISTANT:", mark=False,
+                        pad=True),
 }
 
 IDENTIFIERS = ("caption", "vqa", "refer", "detection", "identify", "grounding")
@@ -270,16 +296,15 @@ def clean_text(text: str, words: int = 50) -> str:
 
 
 def render(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots: int = 0,
-           pictures: int = 1, style: str = "skyeye", later: bool = False
-           ) -> tuple[list[int], list[int], int]:
+           pictures: int = 1, style: str = "skyeye") -> tuple[list[int], list[int], int]:
     """-> ids, labels, and how many ids come before the first question (what questions share).
 
     turns: (question, answer) each; where the last answer is None, it is asked for and the ids end.
     slots: visual tokens a picture; each picture becomes that many -1 (0 pictures: text alone).
-    later: the turns go on with a conversation, so there is no <s> in front and no picture.
     """
     prompt, asking = PROMPTS[style], turns[-1][1] is None
-    first, end = (prompt.ask_first, prompt.ask_end) if asking else (prompt.first, prompt.end)
+    end = (asking and prompt.ask_end) or prompt.end
+    lead = (asking and prompt.ask_first) or prompt.first
     ids: list[int] = []
     labels: list[int] = []
 
@@ -287,21 +312,21 @@ def render(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots:
         ids.extend(piece)
         labels.extend(piece if learn else [-100] * len(piece))
 
-    lead = prompt.later if later else first
-    if not later:
-        write([tokenizer.bos])
-        before, after = prompt.picture.split("|")
-        for _ in range(pictures):
-            write(tokenizer.encode(lead + before))
-            write([-1] * slots)
-            lead = after
-        lead += " " * (pictures > 0)
-    shared = len(ids)
+    write([tokenizer.bos])
+    before, after = prompt.picture.split("|")
+    for _ in range(pictures):
+        write(tokenizer.encode(lead + before))
+        write([-1] * slots)
+        lead = after
+    lead, shared, mark = lead + prompt.after * (pictures > 0), len(ids), True
     for question, answer in turns:
-        write(tokenizer.encode(lead + question + end))
-        if answer is not None:
-            write(tokenizer.encode(answer + prompt.stop), learn=True)
-        lead = prompt.later
+        text = lead + question + end
+        if asking and prompt.joined:
+            write(tokenizer.encode(text + (answer or "")))
+        else:
+            write(tokenizer.encode(text, mark))
+            write(tokenizer.encode(answer + prompt.stop) if answer is not None else [], learn=True)
+        lead, mark = prompt.later, prompt.mark
     return ids, labels, shared
 
 
@@ -493,7 +518,7 @@ class Rows(torch.utils.data.Dataset):
         pictures = [load_image(path) for path in samples[0].images]
         size = pictures[0].size if pictures else (1, 1)
         turns = [(sample.source, turns_of(sample, size, move, rng)) for sample in samples]
-        images = [preprocess(picture, self.image_size, move) for picture in pictures]
+        images = [preprocess(picture, self.image_size, move, self.style) for picture in pictures]
         return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
 
     def row(self, samples: list[tuple[str, list[tuple[str, str]]]], pictures: int

@@ -301,7 +301,8 @@ def predict(model: SkyEyeGPT, tokenizer: Tokenizer, samples: list[Sample], numbe
         ids, _, _ = render(tokenizer, [(questions[-1], None)], model.config.visual_tokens,
                            len(images), model.config.prompt)
         prompts.append(torch.tensor(ids, device=device))
-        pictures += [preprocess(image, model.config.vit.image_size) for image in images]
+        pictures += [preprocess(image, model.config.vit.image_size, style=model.config.prompt)
+                     for image in images]
     _, tokens = SCORES[samples[numbers[0]].task]
     answers = model.answer(prompts, torch.stack(pictures).to(device), tokens, tokenizer.eos)
     for number, question, size, answer in zip(numbers, questions, sizes, answers, strict=True):
@@ -346,7 +347,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
-    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model")
+    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     ensure_world(args.data)
     samples = [sample for place in args.data for sample in read_data(place, args.split)]
     chosen = [i for task in args.tasks

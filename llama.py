@@ -12,11 +12,16 @@ arXiv 2002.05202 section 2.
 Shapes: B rows, T tokens, S cache slots, D width, H heads, d = D / H, V vocabulary.
 """
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from formats.released.config import measure, read_config
+from formats.released.gather import read_base
+from formats.released.tensors import fill
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,16 @@ class KVCache:
         return self.k[layer, :, :, :self.used], self.v[layer, :, :, :self.used]
 
 
+def segment_mask(segments: Tensor) -> Tensor:
+    """segments: long[B, T] -> who may look at whom, bool[B, 1, T, T]: back, into 0 and one's own.
+
+        segments  0 0 0 1 1 2 2     two questions behind one shared prefix; neither sees the other,
+        positions 0 1 2 3 4 3 4     and with such positions each is as if it stood alone
+    """
+    query, key = segments[:, None, :, None], segments[:, None, None, :]
+    return ((key == 0) | (key == query)).tril()
+
+
 class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
@@ -222,6 +237,22 @@ class Llama(nn.Module):
         code = torch.cat([angles.sin(), angles.cos()], dim=1) * 2 ** 0.5      # [ids, D], rms 1
         self.model.embed_tokens.weight[ids] = 0.5 * code.to(self.lm_head.weight)
         self.lm_head.weight[ids] = D ** -0.5 * code.to(self.lm_head.weight)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+             ) -> "Llama":
+        """LLaMA-2, Vicuna or LLaVA's language model, as Hugging Face or Meta publish it.
+
+        Raises ModelError: one line with the file.
+        """
+        folder = Path(folder)
+        told = LlamaConfig(**read_config(folder))
+        found = {name.removeprefix("llama_model."): stored
+                 for name, stored in read_base(folder, told.heads).items()
+                 if name.startswith("llama_model.")}
+        with torch.device("meta"):
+            model = cls(replace(told, **measure(found)))
+        return fill(model, found, folder, device, dtype)
 
     def cache(self, batch: int, slots: int) -> KVCache:
         weight, slots = self.lm_head.weight, min(slots, self.config.max_positions)

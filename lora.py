@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from formats.released.tensors import Stored
+
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -58,9 +60,8 @@ class LoRALinear(Bare):
     def merged(self) -> nn.Linear:
         """-> a plain nn.Linear that computes the same."""
         plain = Bare(self.in_features, self.out_features, self.bias is not None, device="meta")
-        change = self.scale * self.lora_B.weight.float() @ self.lora_A.weight.float()      # [m, n]
-        weight = (self.weight.float() + change).to(self.weight.dtype)
-        plain.weight = nn.Parameter(weight, requires_grad=False)
+        weight = merged_weight(self.weight, self.lora_A.weight, self.lora_B.weight, self.scale)
+        plain.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
         plain.bias = self.bias
         return plain
 
@@ -77,6 +78,22 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> int:
     if not count:
         raise ValueError(f"no linear layer is named {' or '.join(config.targets)}")
     return count
+
+
+def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+    """[m, n], [r, n], [m, r] -> float32[m, n]"""
+    return weight.float() + scale * lora_B.float() @ lora_A.float()
+
+
+def merge_stored(tensors: dict[str, Stored], config: LoRAConfig) -> dict[str, Stored]:
+    """merge_lora on the tensors of a file, each merged when it is read, in float32."""
+    merged = {name: stored for name, stored in tensors.items() if ".lora_" not in name}
+    for stem in [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]:
+        weight, a, b = (tensors[stem + end] for end in (".weight", ".lora_A.weight",
+                                                        ".lora_B.weight"))
+        merged[stem + ".weight"] = weight.then(weight.shape, lambda w, a=a, b=b: merged_weight(
+            w, a.read(), b.read(), config.alpha / config.r))
+    return merged
 
 
 def merge_lora(model: nn.Module) -> None:

@@ -15,23 +15,24 @@ Shapes: B rows, T tokens, P patches, N visual tokens of a picture, D width, V vo
 """
 import argparse
 import json
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import llama
 import vit
-from llama import KVCache, Llama, LlamaConfig
-from lora import LoRAConfig, add_lora, merge_lora
+from formats.released import export, gather, store
+from formats.released.files import write_safely
+from formats.released.tensors import ModelError, Stored, check, fill, shapes
+from llama import KVCache, Llama, LlamaConfig, segment_mask
+from lora import LoRAConfig, add_lora, merge_lora, merge_stored
 from vit import ViT, ViTConfig
 
 
@@ -41,8 +42,9 @@ class SkyEyeConfig:
     llama: LlamaConfig = LlamaConfig()
     lora: LoRAConfig | None = LoRAConfig()
     joined: int = 4                 # neighboring patches that make one visual token
+    projector: str = "linear"       # or mlp2x_gelu, LLaVA-1.5's two layers
     prompt: str = "skyeye"          # a style of data.PROMPTS
-    base: str = ""                  # model folder that holds the tensors this one leaves out
+    base: str = ""                  # folder with the tensors this one leaves out: ours or released
 
     @property
     def visual_tokens(self) -> int:
@@ -65,19 +67,29 @@ PRESETS = {
 }
 
 
-class Projector(nn.Linear):
+class Projector(vit.Linear):
     """float[B, P, D_vit] -> float[B, P/4, D_llama]"""
 
     def __init__(self, config: SkyEyeConfig):
         super().__init__(config.joined * config.vit.width, config.llama.width)
 
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            nn.init.trunc_normal_(self.weight, std=0.02)
-            nn.init.zeros_(self.bias)
-
     def forward(self, x: Tensor) -> Tensor:                                   # [B, P, D]
         return super().forward(x.reshape(len(x), -1, self.in_features))       # [B, N, D]
+
+
+class MLPProjector(nn.Module):
+    """LLaVA-1.5's, float[B, P, D_vit] -> float[B, P, D_llama]; names are Hugging Face's."""
+
+    def __init__(self, config: SkyEyeConfig):
+        super().__init__()
+        self.linear_1 = Projector(config)
+        self.linear_2 = vit.Linear(config.llama.width, config.llama.width)
+
+    def forward(self, x: Tensor) -> Tensor:                                   # [B, P, D]
+        return self.linear_2(F.gelu(self.linear_1(x)))                        # [B, N, D]
+
+
+PROJECTORS = {"linear": Projector, "mlp2x_gelu": MLPProjector}
 
 
 class SkyEyeGPT(nn.Module):
@@ -87,14 +99,14 @@ class SkyEyeGPT(nn.Module):
         super().__init__()
         self.config = config
         self.visual_encoder = ViT(config.vit)
-        self.llama_proj = Projector(config)
+        self.llama_proj = PROJECTORS[config.projector](config)
         self.llama_model = Llama(config.llama)
         if config.lora:
             add_lora(self.llama_model, config.lora)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """images: float[N, 3, H, W] -> the visual tokens, float[N * tokens, D]"""
-        patches = self.visual_encoder(images.to(self.llama_proj.weight.dtype))  # [N, P, D]
+        patches = self.visual_encoder(images.to(self.visual_encoder.pos_embed.dtype))  # [N, P, D]
         return self.llama_proj(patches).flatten(0, 1)
 
     def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
@@ -160,31 +172,26 @@ class SkyEyeGPT(nn.Module):
     def from_pretrained(cls, folder: str | Path, device: str = "cpu",
                         dtype: torch.dtype = torch.float32) -> "SkyEyeGPT":
         """A model folder: config.json and *.safetensors. ModelError: one line with the file."""
-        folder = Path(folder)
-        try:
-            with torch.device("meta"):
-                model = cls(read_config(folder))
-        except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder / 'config.json'}: no model can be built ({error})") from None
-        tensors = read_folder(folder)
-        check_tensors(folder, {k: v.shape for k, v in model.state_dict().items()}, tensors)
-        tensors = {k: v.to(device, kept_as(k, dtype)) for k, v in tensors.items()}
-        model.load_state_dict(tensors, strict=True, assign=True)
-        return model.eval().requires_grad_(False)
+        config = read_config(Path(folder))
+        return fill(empty_model(config, folder), read_tensors(Path(folder), config), folder,
+                    device, dtype)
 
     def save_pretrained(self, folder: str | Path, base: str = "",
                         dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and model.safetensors; with a base, projector and LoRA alone."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().to("cpu", kept_as(k, dtype)).contiguous()
-                   for k, v in self.state_dict().items()
-                   if not base or ".lora_" in k or k.startswith("llama_proj.")}
+        tensors = {k: v.to("cpu", torch.float32 if ".lora_" in k else dtype).contiguous()
+                   for k, v in (self.adapter() if base else self.state_dict()).items()}
         write_safely(folder / ("adapter.safetensors" if base else "model.safetensors"),
                      lambda path: save_file(tensors, path, metadata={"format": "pt"}))
         config = asdict(self.config) | {"base": str(Path(base).resolve()) if base else ""}
         write_safely(folder / "config.json",
                      lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+
+    def adapter(self) -> dict[str, Tensor]:
+        """What training adds to the released weights: the projector and the LoRA."""
+        return {name: tensor for name, tensor in self.state_dict().items() if is_added(name)}
 
     def merge(self) -> None:
         """Fold the LoRA into the base weights."""
@@ -192,24 +199,11 @@ class SkyEyeGPT(nn.Module):
         self.config = replace(self.config, lora=None)
 
 
-def kept_as(name: str, dtype: torch.dtype) -> torch.dtype:
-    """LoRA stays in float32: the steps of training are too small for 16 bits."""
-    return torch.float32 if ".lora_" in name else dtype
+def is_added(name: str) -> bool:
+    return ".lora_" in name or name.startswith("llama_proj.")
 
 
-def segment_mask(segments: Tensor) -> Tensor:
-    """segments: long[B, T] -> who may look at whom, bool[B, 1, T, T]: back, into 0 and one's own.
-
-        segments  0 0 0 1 1 2 2     two questions behind one shared prefix; neither sees the other,
-        positions 0 1 2 3 4 3 4     and with such positions each is as if it stood alone
-    """
-    query, key = segments[:, None, :, None], segments[:, None, None, :]
-    return ((key == 0) | (key == query)).tril()
-
-
-class ModelError(Exception):
-    """A model folder that cannot be used: a line that names the file and what to do."""
-
+# ---- folders -------------------------------------------------------------------------------------
 
 def read_config(folder: Path) -> SkyEyeConfig:
     path = folder / "config.json"
@@ -222,54 +216,77 @@ def read_config(folder: Path) -> SkyEyeConfig:
         raise ModelError(f"{path}: not a SkyEyeGPT configuration ({error})") from None
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a model folder, those of its base first."""
-    base = read_config(folder).base
-    if base and (folder / base).resolve() == folder.resolve():
-        raise ModelError(f"{folder / 'config.json'}: names its own folder as its base")
-    tensors = read_folder(folder / base) if base else {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{file}: not a complete safetensors file ({error}); "
-                             "download it again") from None
-    return tensors
+def empty_model(config: SkyEyeConfig, folder: str | Path) -> SkyEyeGPT:
+    """On the meta device: shapes without memory."""
+    try:
+        with torch.device("meta"):
+            return SkyEyeGPT(config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}/config.json: no model can be built ({error})") from None
 
 
-def check_tensors(folder: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:
-    """Every tensor there, of the right shape, and none too many; else ModelError."""
-    problems = {
-        "missing": [k for k in wanted if k not in found],
-        "unexpected": [k for k in found if k not in wanted],
-        "mis-shaped": [f"{k} is {list(found[k].shape)}, not {list(shape)}"
-                       for k, shape in wanted.items() if k in found and found[k].shape != shape],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{len(keys)} {kind}: {', '.join(keys[:3])}{', ..' * (len(keys) > 3)}"
-                         for kind, keys in problems.items() if keys)
-        raise ModelError(f"{folder}: the weights do not fit its config.json; {told}")
+def read_tensors(folder: Path, config: SkyEyeConfig) -> dict[str, Stored]:
+    """All of a model folder, those of its base too."""
+    return gather.read_folder(folder, lambda own: vit.fit(own, config.vit, "visual_encoder."))
 
 
-def write_safely(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name, flush, rename: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+# ---- downloads to a model folder, and back -------------------------------------------------------
+
+def build(parts: store.Parts, sizes: dict, lora: dict, prompt: str, base: str,
+          eye: ViTConfig | None = None) -> tuple[SkyEyeGPT, store.Parts]:
+    """What the names tell: CLIP is LLaVA-1.5's eye; EVA with a LoRA MiniGPT-v2 or SkyEyeGPT."""
+    found = {name for tensors in parts.values() for name in tensors}
+    if "visual_encoder.pos_embed" not in found:
+        raise ModelError("no vision encoder in what was named: add it with --vit")
+    clip = "visual_encoder.norm_pre.weight" in found
+    eye = eye or vit.PRESETS["clip_vit_l_336" if clip else "eva_vit_g"]
+    prompt = prompt or ("vicuna_v1" if clip else "minigpt_v2" if lora else "skyeye")
+    config = SkyEyeConfig(eye, LlamaConfig(**sizes), LoRAConfig(**lora) if lora else None,
+                          1 if clip else 4, "mlp2x_gelu" if clip else "linear", prompt, base)
+    parts = {part: vit.fit(own, eye, "visual_encoder.") for part, own in parts.items()}
+    if not any(name.startswith("llama_proj.") for name in found):
+        fresh = PROJECTORS[config.projector](config).state_dict()
+        parts["adapter"] = {f"llama_proj.{name}": Stored(tuple(tensor.shape), lambda t=tensor: t)
+                            for name, tensor in fresh.items()}
+    return empty_model(config, base), parts
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Downloaded weights to a model folder, or a model folder to others' formats.",
+        allow_abbrev=False)
+    parser.add_argument("--llama", type=Path, help="folder: LLaMA-2-7B-chat, Vicuna or LLaVA-1.5, "
+                        "from Hugging Face or Meta; stays where it is")
+    parser.add_argument("--vit", type=Path, help="EVA ViT-g or CLIP: file, or folder of shards")
+    parser.add_argument("--adapter", type=Path, help="SkyEyeGPT.pth, MiniGPT-v2's, a peft folder")
+    parser.add_argument("--copy", action="store_true", help="write the language model to --out too")
+    parser.add_argument("--prompt", default="", help="a style of data.py (default: by the adapter)")
+    parser.add_argument("--model", type=Path, help="a model folder, to be written as --form")
+    parser.add_argument("--form", choices=export.FORMS, default="merged",
+                        help="; ".join(f"{form}: {text}" for form, text in export.FORMS.items()))
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of merged weights")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(argv)
+    if bool(args.llama) == bool(args.model):
+        parser.error("name downloads with --llama (and --vit, --adapter), or a folder with --model")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Gather a model folder into one, LoRA merged.")
-    parser.add_argument("--model", type=Path, required=True, help="model folder to read")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, in bf16")
-    args = parser.parse_args(argv)
-    model = SkyEyeGPT.from_pretrained(args.model)
-    model.merge()
-    model.save_pretrained(args.out, dtype=torch.bfloat16)
-    shutil.copyfile(args.model / "tokenizer.model", args.out / "tokenizer.model")
-    print(f"wrote {args.out}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    args = parse_args(argv)
+    if args.model:
+        config = read_config(args.model)
+        tensors = read_tensors(args.model, config)
+        check(args.model, shapes(empty_model(config, args.model)), tensors)
+        merged = merge_stored(tensors, config.lora) if config.lora else tensors
+        export.export(args.model, args.out, args.form, config, tensors, merged, DTYPES[args.dtype])
+    else:
+        places = {part: getattr(args, part) for part in ("llama", "vit", "adapter")
+                  if getattr(args, part)}
+        base = "" if args.copy else str(args.llama.resolve())
+        store.convert(places, args.out, args.copy,
+                      partial(build, prompt=args.prompt, base=base))
+    print(f"wrote {args.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":

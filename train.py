@@ -127,13 +127,11 @@ def build_model(config: TrainConfig, device: str) -> tuple[SkyEyeGPT, Tokenizer]
     """The model with just those parameters trainable, in float32, that --tune names."""
     if config.model:
         model = SkyEyeGPT.from_pretrained(config.model, device)
-        tokenizer = Tokenizer(Path(config.model) / "tokenizer.model")
+        place = Path(config.model) / "tokenizer.model"
     else:
         model = SkyEyeGPT(PRESETS[config.preset]).to(device)
-        tokenizer = Tokenizer(config.tokenizer)
-    if len(tokenizer) != model.config.llama.vocab_size:
-        raise ModelError(f"{config.model or config.tokenizer}: the tokenizer has {len(tokenizer)} "
-                         f"pieces, the model {model.config.llama.vocab_size}")
+        place = config.tokenizer
+    tokenizer = Tokenizer(place, model.config.llama.vocab_size)
     numbers = tokenizer.model.piece_to_id([f"<{i}>" for i in range(101)])
     if not config.model and 0 not in numbers:           # each number of a box is one piece
         model.llama_model.draw_ordered(numbers)

@@ -1,4 +1,4 @@
-"""Vision encoder: the EVA-CLIP ViT-g/14 of SkyEyeGPT, and every smaller ViT of the same make.
+"""Vision encoder: SkyEyeGPT's EVA-CLIP ViT-g/14, LLaVA's CLIP ViT-L/14, smaller ones of that make.
 
     x = patches(image) W + b,  with a class token in front and learned positions added
     x = x + attention(norm1(x));  x = x + mlp(norm2(x))          for each block (pre-norm)
@@ -6,20 +6,24 @@
 
 What differs from a textbook ViT: one fused qkv projection whose bias covers q and v but never k;
 39 blocks and not 40; the last LayerNorm has eps 1e-5 and no weights of its own, those inside the
-blocks have eps 1e-6.
+blocks have eps 1e-6. CLIP has a LayerNorm in front instead of the last one, and a quick GELU.
 
-Parameter names are those of `eva_vit_g.pth`.
-Sources: EVA, arXiv 2211.07636 section 2; EVA-CLIP, arXiv 2303.15389 section 2;
+Names are those of `eva_vit_g.pth`. Sources: EVA, arXiv 2211.07636 section 2; EVA-CLIP, arXiv
+2303.15389 section 2; CLIP, arXiv 2103.00020 section 2.4;
 https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/eva_vit.py
 
 Shapes: B pictures, P patches, D width, H heads, d = D / H.
 """
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from formats.released.gather import read_vit
+from formats.released.tensors import Stored, fill
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class ViTConfig:
     depth: int = 39             # blocks
     heads: int = 16             # H
     mlp: int = 6144             # hidden width of a block's MLP
+    clip: bool = False          # CLIP's make of it, and not EVA's
 
     @property
     def grid(self) -> int:
@@ -39,7 +44,8 @@ class ViTConfig:
 
 PRESETS = {
     "eva_vit_g": ViTConfig(),
-    "nano":      ViTConfig(image_size=128, patch_size=16, width=192, depth=8, heads=3, mlp=768),
+    "clip_vit_l_336": ViTConfig(336, 14, width=1024, depth=23, heads=16, mlp=4096, clip=True),
+    "nano": ViTConfig(image_size=128, patch_size=16, width=192, depth=8, heads=3, mlp=768),
 }
 
 
@@ -66,7 +72,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.proj = Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.proj = Conv2d(3, config.width, config.patch_size, stride=config.patch_size,
+                           bias=not config.clip)
 
     def forward(self, images: Tensor) -> Tensor:             # [B, 3, H, W]
         return self.proj(images).flatten(2).transpose(1, 2)  # [B, P, D], row by row
@@ -94,19 +101,22 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
+        self.clip = config.clip
         self.fc1 = Linear(config.width, config.mlp)
         self.fc2 = Linear(config.mlp, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        h = self.fc1(x)
+        return self.fc2(h * torch.sigmoid(1.702 * h) if self.clip else F.gelu(h))
 
 
 class Block(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        eps = 1e-5 if config.clip else 1e-6
+        self.norm1 = nn.LayerNorm(config.width, eps)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.width, eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,6 +133,7 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid ** 2 + 1, config.width))
+        self.norm_pre = nn.LayerNorm(config.width) if config.clip else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         if not self.pos_embed.is_meta:
             self.init_weights()
@@ -130,19 +141,28 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)                                          # [B, P, D]
         cls = self.cls_token.expand(len(x), -1, -1)                           # [B, 1, D]
-        x = torch.cat([cls, x], dim=1) + self.pos_embed                       # [B, 1 + P, D]
+        x = self.norm_pre(torch.cat([cls, x], dim=1) + self.pos_embed)        # [B, 1 + P, D]
         for block in self.blocks:
             x = block(x)                                                      # [B, 1 + P, D]
-        x = F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)       # [B, 1 + P, D]
+        if not self.config.clip:
+            x = F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)   # [B, 1 + P, D]
         return x[:, 1:]                                                       # [B, P, D]
 
-    def init_weights(self) -> None:
-        """Start values for training from nothing (the released weights need none).
+    @classmethod
+    def load(cls, path: str | Path, config: ViTConfig | None = None, device: str = "cpu",
+             dtype: torch.dtype = torch.float32) -> "ViT":
+        """Released weights in any published layout; the names tell EVA from CLIP. ModelError."""
+        tensors = read_vit(Path(path))
+        released = PRESETS["clip_vit_l_336" if "norm_pre.weight" in tensors else "eva_vit_g"]
+        with torch.device("meta"):
+            model = cls(config or released)
+        return fill(model, fit(tensors, model.config), path, device, dtype)
 
-        Sine positions, and q, k, v, proj such that a patch looks at its neighbors first: "Mimetic
-        Initialization of Self-Attention Layers", arXiv 2305.09828 section 4. From few
-        pictures a plain ViT learns much more slowly.
-        """
+    def init_weights(self) -> None:
+        """Start values: sine positions, and q, k, v, proj such that a patch looks at its neighbors.
+
+        "Mimetic Initialization of Self-Attention Layers", arXiv 2305.09828 section 4. From few
+        pictures a plain ViT learns much more slowly."""
         D, H = self.config.width, self.config.heads
         with torch.no_grad():
             self.pos_embed[0, 1:] = sine_positions(self.config.grid, D)
@@ -188,3 +208,14 @@ def resize_positions(pos_embed: Tensor, grid: int) -> Tensor:
     patches = patches.view(1, side, side, -1).permute(0, 3, 1, 2)             # [1, D, n, n]
     patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1)        # [1, 1 + P, D]
+
+
+def fit(tensors: dict[str, Stored], config: ViTConfig, prefix: str = "") -> dict[str, Stored]:
+    """Without the block after the last one that is used; EVA's positions for the picture's size."""
+    unused, pos_embed = f"{prefix}blocks.{config.depth}.", f"{prefix}pos_embed"
+    tensors = {name: stored for name, stored in tensors.items() if not name.startswith(unused)}
+    if pos_embed in tensors and not config.clip:
+        stored, P = tensors[pos_embed], config.grid ** 2
+        tensors[pos_embed] = stored.then((1, 1 + P, *stored.shape[2:]),
+                                         lambda x: resize_positions(x, config.grid))
+    return tensors

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from PIL import Image, ImageDraw
 
@@ -125,7 +126,7 @@ def test_a_learning_row_is_what_the_docstring_draws():
     assert shared == len(head)
 
 
-@pytest.mark.parametrize("style", ["skyeye", "minigpt_v2"])
+@pytest.mark.parametrize("style", ["skyeye", "minigpt_v2", "vicuna_v1"])
 @pytest.mark.parametrize("pictures", [0, 1, 3])
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_labels_are_the_answers_with_their_end_and_nothing_else(style, pictures, turns):
@@ -184,6 +185,79 @@ def test_minigpt_v2_learns_with_one_start_token_and_two_spaces():
               tokens(f"<s>[INST] {two}  [/INST]", "a ship</s>")]
     assert ids == sum(pieces, [])
     assert tokens("a  [/INST]") != tokens("a [/INST]")
+
+
+def test_minigpt_v2s_chat_writes_an_answer_on_to_its_question_and_has_no_end_token():
+    """facts: conversation.py joins roles and messages; only <s> parts the text."""
+    talk = [*TURNS_OF_TALK[:2], ("describe it", None)]
+    asked, labels, _ = render(tiny.tokenizer(), talk, N, style="minigpt_v2")
+    (one, no), (two, ship), (three, _) = talk
+    pieces = [[1], tokens("<s>[INST] <Img>"), [-1] * N, tokens(f"</Img> {one} [/INST]{no}"),
+              tokens(f"<s>[INST] {two} [/INST]{ship}"), tokens(f"<s>[INST] {three} [/INST]")]
+    assert asked == sum(pieces, []) and set(labels) == {-100} and 2 not in asked
+
+
+LLAMA = pytest.mark.skipif(not LLAMA_TOKENIZER.exists(), reason="needs LLaMA's tokenizer.model")
+
+
+def llama_pieces(text):
+    """A text in one go, as the sentencepiece library cuts it."""
+    return sentencepiece.SentencePieceProcessor(model_file=str(LLAMA_TOKENIZER)).encode(text)
+
+
+@LLAMA
+def test_the_released_checkpoints_prompt_to_the_id():
+    """facts 3.7: two <s>, one space; and 3.6: one <s>, two spaces, the answer and its end."""
+    tokenizer, end = Tokenizer(LLAMA_TOKENIZER), "518 29914 25580 29962"
+    ids, labels, _ = render(tokenizer, [("[vqa] Is there a road?", None)], 256, style="minigpt_v2")
+    question = "1533 25518 29958 518 29894 25621 29962 1317 727 263 6520 29973"
+    assert " ".join(map(str, ids)) == ("1 1 518 25580 29962 529 25518 29958 " + "-1 " * 256
+                                       + f"{question} {end}")
+    ids, labels, _ = render(tokenizer, [("[vqa] Is there a road?", "yes")], 256, style="minigpt_v2")
+    assert " ".join(map(str, ids)) == ("1 518 25580 29962 529 25518 29958 " + "-1 " * 256
+                                       + f"{question} 29871 {end} 4874 2")
+    assert labels == [-100] * (len(ids) - 2) + [4874, 2]
+
+
+VICUNA = ("A chat between a curious user and an artificial intelligence assistant. The assistant "
+          "gives helpful, detailed, and polite answers to the user's questions.")
+
+
+@LLAMA
+def test_vicunas_prompt_is_cut_at_the_picture_and_has_one_start_token():
+    ids, _, shared = render(Tokenizer(LLAMA_TOKENIZER), [("What is it?", None)], 576,
+                            style="vicuna_v1")
+    head, tail = llama_pieces(f"{VICUNA} USER: "), llama_pieces("\nWhat is it? ASSISTANT:")
+    assert ids == [1, *head, *[-1] * 576, *tail] and shared == 1 + len(head) + 576
+    assert head[-1] == 29871 and tail[:2] == [29871, 13]            # a lone space, then the newline
+    text, _, _ = render(Tokenizer(LLAMA_TOKENIZER), [("What?", None)], 576, 0, "vicuna_v1")
+    assert text == [1, *llama_pieces(f"{VICUNA} USER: What? ASSISTANT:")]
+
+
+def llava_ids(text, slots):
+    """Cut at <image>, each chunk in ids of its own, one <s> in front."""
+    first, *more = (llama_pieces(chunk) for chunk in text.split("<image>"))
+    return [1, *first, *(i for chunk in more for i in [-1] * slots + chunk)]
+
+
+@LLAMA
+def test_vicunas_labels_are_what_llavas_count_of_each_round_leaves():
+    """facts 9.4: a round is as long as its own ids, <s> among them for the last round's </s>; its
+    instruction as "USER: q ASSISTANT: ", less 2. USER after </s> has no word mark: one id less."""
+    talk = [("What is it?", "a ship"), ("Which color?", "green, and long"), ("Where?", "there")]
+    ids, labels, _ = render(Tokenizer(LLAMA_TOKENIZER), talk, 3, style="vicuna_v1")
+    learned, at, lead = [], 1, f"{VICUNA} USER: <image>\n"
+    for question, answer in talk:
+        one_less = lead == "USER: "
+        instruction = len(llava_ids(f"{lead}{question} ASSISTANT: ", 3)) - 2 - one_less
+        whole = len(llava_ids(f"{lead}{question} ASSISTANT: {answer}", 3)) - one_less
+        learned.append(range(at + instruction, at + whole))
+        at, lead = at + whole, "USER: "
+    assert at == len(ids)
+    assert [i for i, label in enumerate(labels) if label != -100] == sum(map(list, learned), [])
+    assert [[ids[i] for i in run] for run in learned] == [
+        [*llama_pieces(answer), 2] for _, answer in talk]
+    assert ids[learned[0].stop:][:2] == [11889, 29901]              # USER :
 
 
 # ---- boxes ---------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from data import collate
-from projector import PRESETS, ModelError, Projector, SkyEyeConfig, SkyEyeGPT, segment_mask
+from llama import segment_mask
+from projector import PRESETS, ModelError, Projector, SkyEyeConfig, SkyEyeGPT
 from tiny import TALKER, VOCAB, N
 
 
