@@ -6,7 +6,8 @@
 The four joined patches are neighbors in one row (1 x 4), not a 2 x 2 square. A negative id marks
 an image slot: the model fills the slots, in order, with the visual tokens of the pictures.
 
-    python projector.py --model out/stage2 --out FOLDER     one whole folder, the LoRA merged
+    python projector.py --llama DIR --vit FILE --adapter FILE --out DIR     downloads to a folder
+    python projector.py --model out/stage2 --out DIR                        the LoRA merged
 
 Sources: SkyEyeGPT, arXiv 2401.09712 section 3.1; MiniGPT-v2, arXiv 2310.09478 section 2.1;
 https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/minigpt_v2.py
@@ -23,14 +24,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import llama
 import vit
 from formats.released import export, gather, store
-from formats.released.files import write_safely
-from formats.released.tensors import ModelError, Stored, check, fill, shapes
+from formats.released.shards import write_json, write_shards
+from formats.released.tensors import ModelError, Stored, check, fill, held, shapes
 from llama import KVCache, Llama, LlamaConfig, segment_mask
 from lora import LoRAConfig, add_lora, merge_lora, merge_stored
 from vit import ViT, ViTConfig
@@ -54,17 +54,14 @@ class SkyEyeConfig:
     @classmethod
     def from_dict(cls, entries: dict) -> "SkyEyeConfig":
         """The inverse of dataclasses.asdict. TypeError on an entry that is not one of ours."""
-        lora = dict(entries["lora"] or {})
-        lora = lora and LoRAConfig(**lora | {"targets": tuple(lora["targets"])})
-        parts = {"vit": ViTConfig(**entries["vit"]), "llama": LlamaConfig(**entries["llama"])}
-        return cls(**entries | parts | {"lora": lora or None})
+        lora = entries["lora"] and entries["lora"] | {"targets": tuple(entries["lora"]["targets"])}
+        return cls(**entries | {"vit": ViTConfig(**entries["vit"]), "llama": LlamaConfig(
+            **entries["llama"]), "lora": LoRAConfig(**lora) if lora else None})
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRESETS = {
-    "skyeyegpt": SkyEyeConfig(),
-    "nano": SkyEyeConfig(vit.PRESETS["nano"], llama.PRESETS["nano"], lora=None),
-}
+PRESETS = {"skyeyegpt": SkyEyeConfig(),
+           "nano": SkyEyeConfig(vit.PRESETS["nano"], llama.PRESETS["nano"], lora=None)}
 
 
 class Projector(vit.Linear):
@@ -173,37 +170,23 @@ class SkyEyeGPT(nn.Module):
                         dtype: torch.dtype = torch.float32) -> "SkyEyeGPT":
         """A model folder: config.json and *.safetensors. ModelError: one line with the file."""
         config = read_config(Path(folder))
-        return fill(empty_model(config, folder), read_tensors(Path(folder), config), folder,
-                    device, dtype)
+        tensors = read_tensors(Path(folder), config)
+        return fill(empty_model(config, folder), tensors, folder, device, dtype)
 
     def save_pretrained(self, folder: str | Path, base: str = "",
                         dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and model.safetensors; with a base, projector and LoRA alone."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.to("cpu", torch.float32 if ".lora_" in k else dtype).contiguous()
-                   for k, v in (self.adapter() if base else self.state_dict()).items()}
-        write_safely(folder / ("adapter.safetensors" if base else "model.safetensors"),
-                     lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        config = asdict(self.config) | {"base": str(Path(base).resolve()) if base else ""}
-        write_safely(folder / "config.json",
-                     lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-
-    def adapter(self) -> dict[str, Tensor]:
-        """What training adds to the released weights: the projector and the LoRA."""
-        return {name: tensor for name, tensor in self.state_dict().items() if is_added(name)}
+        tensors = {name: tensor for name, tensor in self.state_dict().items()
+                   if not base or ".lora_" in name or name.startswith("llama_proj.")}
+        write_shards(Path(folder), "adapter" if base else "model", held(tensors), dtype)
+        base = str(Path(base).resolve()) if base else ""
+        write_json(Path(folder) / "config.json", asdict(self.config) | {"base": base})
 
     def merge(self) -> None:
         """Fold the LoRA into the base weights."""
         merge_lora(self.llama_model)
         self.config = replace(self.config, lora=None)
 
-
-def is_added(name: str) -> bool:
-    return ".lora_" in name or name.startswith("llama_proj.")
-
-
-# ---- folders -------------------------------------------------------------------------------------
 
 def read_config(folder: Path) -> SkyEyeConfig:
     path = folder / "config.json"
@@ -244,48 +227,48 @@ def build(parts: store.Parts, sizes: dict, lora: dict, prompt: str, base: str,
     config = SkyEyeConfig(eye, LlamaConfig(**sizes), LoRAConfig(**lora) if lora else None,
                           1 if clip else 4, "mlp2x_gelu" if clip else "linear", prompt, base)
     parts = {part: vit.fit(own, eye, "visual_encoder.") for part, own in parts.items()}
-    if not any(name.startswith("llama_proj.") for name in found):
+    if "adapter" not in parts and not any(name.startswith("llama_proj.") for name in found):
         fresh = PROJECTORS[config.projector](config).state_dict()
-        parts["adapter"] = {f"llama_proj.{name}": Stored(tuple(tensor.shape), lambda t=tensor: t)
-                            for name, tensor in fresh.items()}
+        parts["adapter"] = held({f"llama_proj.{name}": tensor for name, tensor in fresh.items()})
     return empty_model(config, base), parts
 
 
+FLAGS = {
+    "llama": "folder: LLaMA-2-7B-chat, Vicuna or LLaVA-1.5, Hugging Face's or Meta's",
+    "vit": "EVA ViT-g or CLIP: a file, or a folder of shards",
+    "adapter": "SkyEyeGPT.pth, MiniGPT-v2's .pth, a peft or LLaVA LoRA folder",
+    "model": "or: a model folder, to be written in another form",
+    "out": "folder to write",
+}
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Downloaded weights to a model folder, or a model folder to others' formats.",
-        allow_abbrev=False)
-    parser.add_argument("--llama", type=Path, help="folder: LLaMA-2-7B-chat, Vicuna or LLaVA-1.5, "
-                        "from Hugging Face or Meta; stays where it is")
-    parser.add_argument("--vit", type=Path, help="EVA ViT-g or CLIP: file, or folder of shards")
-    parser.add_argument("--adapter", type=Path, help="SkyEyeGPT.pth, MiniGPT-v2's, a peft folder")
+    parser = argparse.ArgumentParser(allow_abbrev=False, description="Downloaded weights to a "
+                                     "model folder, or a model folder to what others read.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    for flag, text in FLAGS.items():
+        (source if flag in ("llama", "model") else parser).add_argument(
+            f"--{flag}", type=Path, help=text, required=flag == "out")
     parser.add_argument("--copy", action="store_true", help="write the language model to --out too")
-    parser.add_argument("--prompt", default="", help="a style of data.py (default: by the adapter)")
-    parser.add_argument("--model", type=Path, help="a model folder, to be written as --form")
+    parser.add_argument("--prompt", default="", help="a style of data.py (default: what fits)")
     parser.add_argument("--form", choices=export.FORMS, default="merged",
                         help="; ".join(f"{form}: {text}" for form, text in export.FORMS.items()))
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of merged weights")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    args = parser.parse_args(argv)
-    if bool(args.llama) == bool(args.model):
-        parser.error("name downloads with --llama (and --vit, --adapter), or a folder with --model")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.model:
+    if args.llama:
+        places = {k: v for k, v in vars(args).items() if v and k in ("llama", "vit", "adapter")}
+        base = "" if args.copy else str(args.llama.resolve())
+        store.convert(places, args.out, args.copy, partial(build, prompt=args.prompt, base=base))
+    else:
         config = read_config(args.model)
         tensors = read_tensors(args.model, config)
         check(args.model, shapes(empty_model(config, args.model)), tensors)
         merged = merge_stored(tensors, config.lora) if config.lora else tensors
         export.export(args.model, args.out, args.form, config, tensors, merged, DTYPES[args.dtype])
-    else:
-        places = {part: getattr(args, part) for part in ("llama", "vit", "adapter")
-                  if getattr(args, part)}
-        base = "" if args.copy else str(args.llama.resolve())
-        store.convert(places, args.out, args.copy,
-                      partial(build, prompt=args.prompt, base=base))
     print(f"wrote {args.out}", file=sys.stderr)
 
 

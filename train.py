@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from data import TASKS, DataError, Rows, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
+from formats.released.files import write_safely
 from lora import LoRAConfig, add_lora
-from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config, write_safely
+from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config
 
 
 def option(default, text: str, choices: tuple = ()):

@@ -199,8 +199,7 @@ def sine_positions(grid: int, width: int) -> Tensor:
 def resize_positions(pos_embed: Tensor, grid: int) -> Tensor:
     """float[1, 1 + n*n, D] -> float[1, 1 + grid*grid, D]; the class token's row stays as it is.
 
-    Plain bicubic in float32, as upstream. timm's antialiased one is another kernel (a = -0.5).
-    """
+    Plain bicubic in float32, as upstream. timm's antialiased one is another kernel (a = -0.5)."""
     cls, patches = pos_embed.float().split([1, pos_embed.shape[1] - 1], dim=1)
     side = math.isqrt(patches.shape[1])
     if side == grid:

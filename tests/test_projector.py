@@ -388,4 +388,5 @@ def test_an_unknown_entry_of_a_config_is_named(folder, part, key):
 
 def test_a_base_that_is_gone_is_named(model, tmp_path):
     model.save_pretrained(tmp_path / "tuned", base=tmp_path / "gone")
-    assert str(tmp_path / "gone" / "config.json") in refusal(tmp_path / "tuned")
+    message = refusal(tmp_path / "tuned")
+    assert str(tmp_path / "tuned" / "config.json") in message and str(tmp_path / "gone") in message

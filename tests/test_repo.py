@@ -11,7 +11,7 @@ LINES = {"vit": 220, "llama": 380, "lora": 180, "projector": 280, "data": 560, "
 MAY_IMPORT = {
     "vit": {"formats"}, "llama": {"formats"}, "lora": {"formats"}, "data": {"formats"},
     "projector": {"vit", "llama", "lora", "formats"},
-    "train": {"projector", "data", "lora", "examples"},
+    "train": {"projector", "data", "lora", "examples", "formats"},
     "eval": {"projector", "data", "examples"},
     "chat": {"projector", "data", "examples"},
 }

@@ -20,7 +20,8 @@ def check_download(file: Path) -> None:
 
 
 def check_size(file: Path) -> None:
-    """A safetensors file is as long as its header says."""
+    """A safetensors file is there, and as long as its header says."""
+    check_download(file)
     size = file.stat().st_size
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")

@@ -28,28 +28,24 @@ def read_config(folder: Path) -> dict:
         raise ModelError(f"{file}: fewer keys than queries; LLaMA-2 7B and 13B have as many")
     if told.get("rope_scaling") or told.get("rope_type", "default") != "default":
         raise ModelError(f"{file}: RoPE is scaled; LLaMA-2's is not")
-    names = META if file.name == "params.json" else HF
-    return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
+    return {ours: told[theirs] for theirs, ours in (HF | META).items() if theirs in told}
 
 
 def measure(found: Mapping[str, Stored]) -> dict:
     """What the shapes tell, as LLaVA's rows have been cut and Meta's file names no widths."""
-    sizes = {"lm_head.weight": "vocab_size", "layers.0.mlp.gate_proj.weight": "mlp"}
-    return {ours: stored.shape[0] for end, ours in sizes.items()
-            for name, stored in found.items() if name.endswith(end)}
+    sizes = {"vocab_size": "lm_head.weight", "mlp": "layers.0.mlp.gate_proj.weight"}
+    return {ours: found[name].shape[0] for ours, end in sizes.items()
+            for name in found if name.endswith(end)}
 
 
 def find_tokenizer(folder: Path, vocabulary: int) -> Path:
     """tokenizer.model there or, as Meta packs it, above; of as many pieces as embeddings."""
     file = folder / "tokenizer.model"
-    if not file.is_file():
-        file = folder.parent / "tokenizer.model"
-    if not file.is_file():
-        raise ModelError(f"{folder}: no tokenizer.model; it is published beside the weights")
+    file = file if file.is_file() else folder.parent / "tokenizer.model"
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(file)).vocab_size()
-    except RuntimeError:
-        raise ModelError(f"{file}: not a sentencepiece model; download it again") from None
+    except (OSError, RuntimeError):
+        raise ModelError(f"{folder}: no readable tokenizer.model there; download it") from None
     if pieces != vocabulary:
         raise ModelError(f"{file}: {pieces} pieces for the {vocabulary} embeddings of {folder}")
     return file

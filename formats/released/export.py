@@ -1,5 +1,4 @@
 """A model folder -> what others read, or one folder with the LoRA merged."""
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from formats.released import peft
 from formats.released.config import hf_config
 from formats.released.files import write_safely
-from formats.released.shards import write_shards
+from formats.released.shards import write_json, write_shards
 from formats.released.tensors import ModelError, Stored
 
 FORMS = {
@@ -49,7 +48,3 @@ def write_minigpt(file: Path, added: dict[str, torch.Tensor], lora) -> None:
               for name, tensor in added.items()}
     content = {"model": theirs, "config": {"model": {"lora_r": lora.r, "lora_alpha": lora.alpha}}}
     write_safely(file, lambda path: torch.save(content, path))
-
-
-def write_json(file: Path, told: dict) -> None:
-    write_safely(file, lambda path: path.write_text(json.dumps(told, indent=2) + "\n"))

@@ -1,8 +1,7 @@
 """Weight files as they are published: .safetensors, .pth and .bin, alone or in shards.
 
-Files are looked at first, tensors are read later and one by one, from a mapping that is closed
-again: read pages stay in memory as long as their mapping.
-"""
+A tensor is read when its turn comes, from a mapping that is closed again: pages that were read
+stay in memory as long as their mapping."""
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,28 +9,28 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from formats.released.checks import check_download, check_size, read_json
+from formats.released.checks import check_size, read_json
 from formats.released.pickled import Pickled
 from formats.released.tensors import ModelError, Stored
 
-KINDS = (("model.safetensors.index.json", "*.safetensors"),
-         ("pytorch_model.bin.index.json", "pytorch_model*.bin"), ("", "consolidated.*.pth"))
+KINDS = {"*.safetensors": "model.safetensors.index.json",
+         "pytorch_model*.bin": "pytorch_model.bin.index.json", "consolidated.*.pth": "none"}
 
 
 def open_checkpoint(place: str | Path) -> dict[str, Stored]:
     """A weight file, or all of a folder's -> its tensors by name. Raises ModelError."""
-    opened = [(Safetensors if file.suffix == ".safetensors" else Pickled)(file)
-              for file in weight_files(Path(place))]
+    files = [(Safetensors if path.suffix == ".safetensors" else Pickled)(path)
+             for path in weight_files(Path(place))]
     return {name: Stored(shape, lambda file=file, name=name: file.read(name))
-            for file in opened for name, shape in file.shapes.items()}
+            for file in files for name, shape in file.shapes.items()}
 
 
 def weight_files(place: Path) -> list[Path]:
-    """Every file of an index, or else what is there: safetensors before pickles."""
-    for index, pattern in KINDS if place.is_dir() else ():
-        if index and (place / index).is_file():
-            names = set(read_json(place / index).get("weight_map", {}).values())
-            return [place / Path(name).name for name in sorted(names)]
+    """All that an index names, or else what is there: safetensors before pickles."""
+    for pattern, index in KINDS.items():
+        if (place / index).is_file():
+            shards = sorted(set(read_json(place / index).get("weight_map", {}).values()))
+            return [place / Path(shard).name for shard in shards]
         if found := sorted(place.glob(pattern)):
             return found
     return [place]
@@ -39,7 +38,6 @@ def weight_files(place: Path) -> list[Path]:
 
 class Safetensors:
     def __init__(self, file: Path):
-        check_download(file)
         check_size(file)
         self.file = file
         try:
@@ -55,8 +53,8 @@ class Safetensors:
 
 def write_safely(path: Path, write: Callable[[Path], object]) -> None:
     """Write aside, flush, rename: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
+    aside = path.with_name(path.name + ".tmp")
+    write(aside)
+    with open(aside, "rb") as file:
         os.fsync(file.fileno())
-    temporary.replace(path)
+    aside.replace(path)

@@ -56,6 +56,5 @@ def read_adapter(place: Path) -> tuple[Tensors, dict]:
 
 def none_left(place: Path, tensors: Tensors, found: Tensors) -> Tensors:
     if tensors or not found:
-        raise ModelError(f"{place}: not what is expected here; {len(tensors)} unknown names: "
-                         f"{', '.join(list(tensors)[:3])}")
+        raise ModelError(f"{place}: {len(tensors)} unknown names: {', '.join(list(tensors)[:3])}")
     return found

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from formats.released.files import write_safely
-from formats.released.tensors import ModelError, Stored
+from formats.released.tensors import ModelError, Stored, kept_as
 
 SHARD = 1 << 30             # numbers in a file
 
@@ -22,7 +22,8 @@ def write_shards(folder: Path, stem: str, tensors: dict[str, Stored],
     for number, names in enumerate(shards, start=1):
         file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
         file = file if len(shards) > 1 else f"{stem}.safetensors"
-        own = {name: tensors[name].read().to(dtype).contiguous() for name in names}
+        own = {name: tensors[name].read().to("cpu", kept_as(name, dtype)).contiguous()
+               for name in names}
         need, free = sum(t.nbytes for t in own.values()), shutil.disk_usage(folder).free
         if need > free:
             raise ModelError(f"{folder / file}: {need:,} bytes to write, {free:,} free")
@@ -30,8 +31,8 @@ def write_shards(folder: Path, stem: str, tensors: dict[str, Stored],
         size, place = size + need, place | dict.fromkeys(names, file)
     if len(shards) == 1:
         return
-    index = json.dumps({"metadata": {"total_size": size}, "weight_map": place}, indent=2)
-    write_safely(folder / f"{stem}.safetensors.index.json", lambda path: path.write_text(index))
+    write_json(folder / f"{stem}.safetensors.index.json",
+               {"metadata": {"total_size": size}, "weight_map": place})
 
 
 def cut(tensors: dict[str, Stored]) -> Iterator[list[str]]:
@@ -44,3 +45,8 @@ def cut(tensors: dict[str, Stored]) -> Iterator[list[str]]:
         run.append(name)
         size += math.prod(stored.shape)
     yield run
+
+
+def write_json(file: Path, told: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_safely(file, lambda path: path.write_text(json.dumps(told, indent=2) + "\n"))

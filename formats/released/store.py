@@ -10,8 +10,7 @@ from torch import nn
 
 from formats.released import gather
 from formats.released.config import find_tokenizer, measure, read_config
-from formats.released.export import write_json
-from formats.released.shards import write_shards
+from formats.released.shards import write_json, write_shards
 from formats.released.tensors import ModelError, Stored, check, shapes
 
 Parts = dict[str, dict[str, Stored]]        # "vit", "adapter", "llama" -> tensors, by our names
@@ -42,8 +41,9 @@ def convert(places: dict[str, Path], out: Path, copy: bool,
               f"{places.get(part, 'new, to be trained')}", file=sys.stderr)
         if copy or part != "llama":
             write_shards(out, part, tensors)
-    shutil.copyfile(tokenizer, out / "tokenizer.model")
     write_json(out / "config.json", asdict(model.config))
+    shutil.copyfile(tokenizer, out / "tokenizer.model")
+    print(f"prompts: in the style {model.config.prompt}", file=sys.stderr)
 
 
 def owner(name: str, parts: Parts) -> str:

@@ -13,7 +13,7 @@ class ModelError(Exception):
 
 @dataclass(frozen=True)
 class Stored:
-    """`read` fetches the tensor anew at every call; nobody keeps it. Tensors in memory do too."""
+    """`read` fetches the tensor at every call, and nobody keeps it."""
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
 
@@ -22,19 +22,28 @@ class Stored:
         return Stored(tuple(shape), lambda: change(self.read()))
 
 
+def held(tensors: dict[str, Tensor]) -> dict[str, Stored]:
+    """Tensors that are in memory already."""
+    return {name: Stored(tuple(tensor.shape), lambda tensor=tensor: tensor)
+            for name, tensor in tensors.items()}
+
+
+def kept_as(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
+    """LoRA stays in float32: the steps of training are too small for 16 bits."""
+    return torch.float32 if ".lora_" in name else dtype
+
+
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def check(place: str | Path, wanted: dict[str, tuple[int, ...]], found: dict[str, Stored]) -> None:
     """Every tensor there, of the right shape, and none too many; else ModelError."""
-    problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "mis-shaped": [f"{name} is {list(found[name].shape)}, not {list(shape)}"
-                       for name, shape in wanted.items()
-                       if name in found and found[name].shape != shape],
-    }
+    problems = {"missing": [name for name in wanted if name not in found],
+                "unexpected": [name for name in found if name not in wanted],
+                "mis-shaped": [f"{name} is {list(found[name].shape)}, not {list(shape)}"
+                               for name, shape in wanted.items()
+                               if name in found and found[name].shape != shape]}
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:3])}{', ..' * (len(names) > 3)}"
                          for kind, names in problems.items() if names)
@@ -43,14 +52,9 @@ def check(place: str | Path, wanted: dict[str, tuple[int, ...]], found: dict[str
 
 def fill(model: nn.Module, found: dict[str, Stored], place: str | Path, device: str,
          dtype: torch.dtype) -> nn.Module:
-    """Give a model on the meta device its weights, one after the other: each is in memory once.
-
-    LoRA stays in float32: the steps of training are too small for 16 bits.
-    """
+    """Give a model on the meta device its weights, one after the other: each is in memory once."""
     check(place, shapes(model), found)
-    state = {}
-    for name, stored in found.items():
-        kind = torch.float32 if ".lora_" in name else dtype
-        state[name] = torch.empty(stored.shape, dtype=kind, device=device).copy_(stored.read())
+    state = {name: torch.empty(stored.shape, dtype=kept_as(name, dtype), device=device).copy_(
+        stored.read()) for name, stored in found.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)

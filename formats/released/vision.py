@@ -36,8 +36,7 @@ def take(tensors: dict[str, Stored]) -> dict[str, Stored]:
         if not re.search(UNUSED, ours):
             found[ours] = stored
     for name in [name for name in found if name.endswith(("qkv.bias", "q_proj.weight"))]:
-        change = split_bias if name.endswith("bias") else join_weights
-        change(found, name[:name.rindex("attn.") + 5])
+        (split_bias if "bias" in name else join_weights)(found, name[:name.index("attn.") + 5])
     for name in {"cls_token", "pos_embed"} & set(found):                # some have fewer axes
         shape = (1, *((1,) + found[name].shape)[-2:])
         found[name] = found[name].then(shape, lambda x, shape=shape: x.reshape(shape))
