@@ -13,7 +13,6 @@ import layouts
 import projector
 import tiny
 from formats.released import store
-from formats.released.files import open_checkpoint
 from formats.released.tensors import ModelError
 from llama import Llama
 from lora import LoRAConfig
@@ -310,3 +309,250 @@ def test_llava_answers_about_a_padded_picture(tmp_path):
     x = patches @ first.weight.T + first.bias
     x = x * 0.5 * (1 + torch.erf(x / 2 ** 0.5)) @ second.weight.T + second.bias
     torch.testing.assert_close(model.encode_images(tiny.images(2)), x.flatten(0, 1))
+
+
+# ---- files that are not what they should be ------------------------------------------------------
+
+class Harmful:
+    """Unpickled without care, it would write a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+def cut_off(file, part=0.6):
+    file.write_bytes(file.read_bytes()[:int(file.stat().st_size * part)])
+
+
+def change_adapter(places, change):
+    content = torch.load(places["adapter"], weights_only=True)
+    content["model"] = {k: v for old, v in content["model"].items() if (k := change(old))}
+    torch.save(content, places["adapter"])
+
+
+def shard(places):
+    return places["llama"] / "model-00002-of-00002.safetensors"
+
+
+def swap(places, part, other):
+    places[part] = places[other]
+
+
+SPOILED = {     # what is done to the downloads: (where, which file the line names, what it says)
+    "a truncated shard": (lambda p: cut_off(shard(p)), shard, "the download was interrupted"),
+    "a shard of 5 bytes": (lambda p: shard(p).write_bytes(b"12345"), shard, "cut off"),
+    "a missing shard": (lambda p: shard(p).unlink(), shard, "download is not complete"),
+    "an empty shard": (lambda p: shard(p).write_bytes(b""), shard, "empty"),
+    "a git-lfs pointer": (lambda p: shard(p).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9976576152\n"), shard,
+        "git lfs pull"),
+    "a web page": (lambda p: p["vit"].write_text("<!DOCTYPE html><html>404"), "vit", "web page"),
+    "a broken index": (lambda p: (p["llama"] / "model.safetensors.index.json").write_text("{"),
+                       lambda p: p["llama"] / "model.safetensors.index.json", "not valid JSON"),
+    "no config": (lambda p: (p["llama"] / "config.json").unlink(), "llama", "neither config.json"),
+    "no tokenizer": (lambda p: (p["llama"] / "tokenizer.model").unlink(), "llama", "tokenizer"),
+    "a broken tokenizer": (lambda p: cut_off(p["llama"] / "tokenizer.model"), "llama", "tokenizer"),
+    "another tokenizer": (
+        lambda p: (p["llama"] / "tokenizer.model").write_bytes(layouts.tokenizer(350)),
+        lambda p: p["llama"] / "tokenizer.model", "350 pieces for the 340 embeddings"),
+    "a truncated .pth": (lambda p: cut_off(p["vit"]), "vit", "damaged, or cut off"),
+    "a text for a .pth": (lambda p: p["adapter"].write_text("hello"), "adapter", "damaged"),
+    "a LoRA by other names": (
+        lambda p: change_adapter(p, lambda k: k.replace("lora_A", "lora_down")), "adapter",
+        "unknown names: llama_model.base_model"),
+    "a LoRA of another tree": (
+        lambda p: change_adapter(p, lambda k: k.replace("base_model.model.model", "encoder")),
+        "adapter", "missing"),
+    "a LoRA on q alone": (lambda p: change_adapter(p, lambda k: "v_proj" not in k and k), "adapter",
+                          "missing: llama_model.model.layers.0.self_attn.v_proj.lora_A"),
+    "a LoRA of one layer": (lambda p: change_adapter(p, lambda k: "layers.1." not in k and k),
+                            "adapter", "4 missing"),
+    "no projector": (lambda p: change_adapter(p, lambda k: "llama_proj" not in k and k), "adapter",
+                     "2 missing: llama_proj.weight"),
+    "no LoRA": (lambda p: change_adapter(p, lambda k: "llama_proj" in k and k), None, None),
+    "another key": (lambda p: change_adapter(p, lambda k: k.replace("llama_proj.bias", "ln.bias")),
+                    "adapter", "1 unknown names: ln.bias"),
+    "the adapter for the eye": (lambda p: swap(p, "vit", "adapter"), "vit", "unknown names"),
+    "the eye for the adapter": (lambda p: swap(p, "adapter", "vit"), "adapter", "unknown names"),
+    "LLaMA for the eye": (lambda p: swap(p, "vit", "llama"), "vit", "unknown names"),
+    "a file for LLaMA": (lambda p: swap(p, "llama", "vit"), "llama", "neither config.json"),
+    "nothing there": (lambda p: p["adapter"].unlink(), "adapter", "no such file"),
+    "no eye": (lambda p: p.pop("vit"), None, "--vit"),
+}
+
+
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_what_is_wrong_with_a_download_is_said_in_one_line(downloads, tmp_path, spoiled):
+    places, _ = downloads
+    spoil, named, reason = SPOILED[spoiled]
+    spoil(places)
+    if reason is None:                                  # a projector alone is a model without LoRA
+        return convert(places, tmp_path / "out")
+    with pytest.raises(ModelError, match=reason) as caught:
+        convert(places, tmp_path / "out")
+    message = str(caught.value)
+    place = named(places) if callable(named) else places.get(named, "")
+    assert str(place) in message and "\n" not in message and len(message) < 600
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["vit", "adapter", "llama"])
+def test_code_in_a_pickle_is_not_run(downloads, tmp_path, part):
+    places, _ = downloads
+    mark, file = tmp_path / "it_ran", places[part]
+    if part == "llama":
+        for old in file.glob("model*"):
+            old.unlink()
+        file = file / "pytorch_model.bin"
+    torch.save({"model": {"llama_proj.weight": Harmful(mark)}}, file)
+    with pytest.raises(ModelError, match="it would run") as caught:
+        convert(places, tmp_path / "out")
+    assert str(file) in str(caught.value) and "system" in str(caught.value)
+    assert not mark.exists() and not (tmp_path / "out").exists()
+
+
+def test_an_index_cannot_name_a_file_outside_its_folder(downloads, tmp_path):
+    places, _ = downloads
+    index = places["llama"] / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    name = next(iter(told["weight_map"]))
+    save_file({name: torch.zeros(1)}, tmp_path / "outside.safetensors")
+    told["weight_map"][name] = "../outside.safetensors"
+    index.write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="outside.safetensors: no such file"):
+        convert(places, tmp_path / "out")
+
+
+@pytest.mark.parametrize("told", [{"use_dora": True}, {"use_rslora": True}, {"bias": "all"},
+                                  {"peft_type": "LOHA"}, {"modules_to_save": ["lm_head"]}])
+def test_a_peft_folder_with_more_than_plain_lora_is_refused(downloads, tmp_path, told):
+    places, _ = downloads
+    convert(places, tmp_path / "out")
+    written(tmp_path, "peft")
+    file = tmp_path / "peft" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    places["adapter"] = tmp_path / "peft"
+    with pytest.raises(ModelError, match=next(iter(told))) as caught:
+        convert(places, tmp_path / "again")
+    assert str(file) in str(caught.value)
+
+
+def test_a_base_whose_shard_is_gone_is_named_when_the_model_is_used(downloads, tmp_path):
+    places, _ = downloads
+    convert(places, tmp_path / "out")
+    shard(places).unlink()
+    with pytest.raises(ModelError) as caught:
+        SkyEyeGPT.from_pretrained(tmp_path / "out")
+    assert str(shard(places)) in str(caught.value)
+
+
+def test_the_command_ends_with_one_line_and_exit_code_2(downloads, tmp_path):
+    """With the released sizes: a tiny encoder is not ViT-g."""
+    places, _ = downloads
+    done = subprocess.run(
+        [sys.executable, "projector.py", "--llama", places["llama"], "--vit", places["vit"],
+         "--adapter", places["adapter"], "--out", tmp_path / "out"],
+        capture_output=True, text=True, cwd=tiny.ROOT)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("projector.py: ") and done.stderr.count("\n") == 1
+    assert str(places["vit"]) in done.stderr and "not [1, 1, 1408]" in done.stderr
+
+
+# ---- and back ------------------------------------------------------------------------------------
+
+def written(tmp_path, form, *more):
+    projector.main(["--model", str(tmp_path / "out"), "--out", str(tmp_path / form), "--form", form,
+                    *more])
+    return tmp_path / form
+
+
+def test_an_adapter_written_for_minigpt_v2_has_its_names_and_comes_back(downloads, tmp_path):
+    places, model = downloads
+    convert(places, tmp_path / "out")
+    file = written(tmp_path, "minigpt_v2") / "SkyEyeGPT.pth"
+    theirs = torch.load(file, weights_only=True)["model"]
+    first = layouts.minigpt_v2(model.state_dict())["model"]
+    buffers = {name for name in first if "inv_freq" in name}
+    assert theirs.keys() == first.keys() - buffers
+    assert all(torch.equal(theirs[name], first[name]) for name in theirs)
+    places["adapter"] = file
+    assert same(convert(places, tmp_path / "again"), resized(model))
+
+
+def test_an_adapter_written_as_a_peft_folder_comes_back(downloads, tmp_path):
+    places, model = downloads
+    first = convert(places, tmp_path / "out")
+    places["adapter"] = written(tmp_path, "peft")
+    names = load_file(places["adapter"] / "adapter_model.safetensors")
+    assert len(names) == 2 * 2 * TALKER.depth
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    again = convert(places, tmp_path / "again")
+    assert same(again, resized(model)) and again.config.lora == first.config.lora
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_merged_folder_is_what_merging_in_memory_gives(downloads, tmp_path, dtype):
+    model = convert(downloads[0], tmp_path / "out")
+    model.merge()
+    merged = SkyEyeGPT.from_pretrained(written(tmp_path, "merged", "--dtype", dtype))
+    assert merged.config == dataclasses.replace(model.config, base="")
+    near = {"rtol": 0.01, "atol": 1e-5} if dtype == "bf16" else {}
+    torch.testing.assert_close(dict(merged.state_dict()), dict(model.state_dict()), **near)
+
+
+def test_a_merged_language_model_is_a_plain_llama_folder(downloads, tmp_path):
+    model = convert(downloads[0], tmp_path / "out")
+    model.merge()
+    loaded = Llama.load(written(tmp_path, "llama", "--dtype", "fp32"))
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(model.llama_model.state_dict()))
+
+
+def test_without_a_lora_there_is_no_adapter_to_write(downloads, tmp_path):
+    places, _ = downloads
+    del places["adapter"]
+    convert(places, tmp_path / "out")
+    for form in ("peft", "minigpt_v2"):
+        with pytest.raises(ModelError, match="no LoRA"):
+            written(tmp_path, form)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, sys, torch
+from llama import Llama
+from projector import DTYPES
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+warm = torch.empty(1000, dtype=torch.float16).bfloat16()
+Llama.load(sys.argv[1] + "/small", dtype=DTYPES[sys.argv[2]])
+before = peak()
+model = Llama.load(sys.argv[1] + "/large", dtype=DTYPES[sys.argv[2]])
+print((peak() - before) / sum(p.nbytes for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+@pytest.mark.parametrize("stored, dtype", [("fp16", "fp16"), ("fp16", "bf16"), ("fp32", "bf16"),
+                                           ("fp16", "fp32"), ("meta", "bf16")])
+def test_loading_takes_the_weights_memory_once(tmp_path, stored, dtype):
+    """Of 60 million parameters; the issue's bound is 1.15."""
+    for name, width in (("small", 64), ("large", 640)):
+        config = dataclasses.replace(LLAMA, vocab_size=4000, width=width, mlp=4 * width, depth=8,
+                                     heads=4)
+        kind = torch.float32 if stored == "fp32" else torch.float16
+        with torch.device("meta"):
+            tensors = Llama(config).state_dict()
+        tensors = {k: torch.zeros(v.shape, dtype=kind) for k, v in tensors.items()}
+        (tmp_path / name).mkdir()
+        if stored == "meta":
+            torch.save(layouts.meta(tensors, config.heads), tmp_path / name / "consolidated.00.pth")
+            told = layouts.params_json(config)
+            (tmp_path / name / "params.json").write_text(json.dumps(told))
+        else:
+            layouts.llama_folder(tmp_path / name, tensors, config, 340)
+    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path, dtype], capture_output=True,
+                          text=True, cwd=tiny.ROOT, check=True)
+    assert float(done.stdout) <= 1.15
