@@ -517,6 +517,32 @@ def test_preprocessing_is_bicubic_squashing_and_clips_normalization(width, heigh
     assert np.abs(found - wanted).max() < 2 / 255 / min(STD)        # PIL rounds to 8 bits twice
 
 
+@pytest.mark.parametrize("width, height", [(500, 375), (256, 256), (20, 600), (448, 448)])
+def test_the_picture_is_upstreams_bit_for_bit(width, height):
+    """blip_processors.py: torchvision's Resize on a PIL picture, ToTensor, Normalize; in that order
+    and in float32, as torchvision does them."""
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    squashed = np.asarray(image.resize((448, 448), resample=3))
+    x = torch.from_numpy(squashed.copy()).permute(2, 0, 1).contiguous()
+    x = x.to(torch.float32).div(255)
+    mean = torch.as_tensor((0.48145466, 0.4578275, 0.40821073), dtype=torch.float32)
+    std = torch.as_tensor((0.26862954, 0.26130258, 0.27577711), dtype=torch.float32)
+    x.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
+    assert torch.equal(preprocess(image, 448), x)
+
+
+@pytest.mark.parametrize("width, height", [(37, 23), (23, 37), (30, 30)])
+def test_llavas_picture_is_padded_to_a_square_of_the_mean_color(width, height):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    side = max(width, height)
+    square = np.full((side, side, 3), (122, 116, 104), dtype=np.uint8)
+    y, x = (side - height) // 2, (side - width) // 2
+    square[y:y + height, x:x + width] = pixels
+    found = preprocess(Image.fromarray(pixels), 24, style="vicuna_v1")
+    assert torch.equal(found, preprocess(Image.fromarray(square), 24))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_crop_shows_that_part_of_the_picture(axis):
     """In a picture whose values tell the column or the row, fractions of its sides can be read."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import golden
 import layouts
 import projector
 import tiny
@@ -258,3 +259,35 @@ def test_llama_7b_and_clip_l_have_as_many_parameters_as_theirs():
         ours = Llama(LlamaConfig())
     assert {k: v.shape for k, v in ours.state_dict().items()} == {
         k: v.shape for k, v in theirs.state_dict().items()}
+
+
+# ---- the golden numbers --------------------------------------------------------------------------
+
+def their_language():
+    model = transformers.LlamaForCausalLM(hf_llama(golden.LANGUAGE)).double().eval()
+    model.load_state_dict(golden.wave(Llama(golden.LANGUAGE)).state_dict())
+    return model(golden.ids()).logits
+
+
+def their_eye(kind, config, layout):
+    """What goes into the last norm of theirs, at our weights."""
+    model = kind(config).double().eval()
+    ours = golden.wave(ViT(golden.EVA if layout is layouts.blip2 else golden.CLIP)).state_dict()
+    model.load_state_dict({k.removeprefix("vision_model."): v for k, v in layout(ours, 2).items()
+                           if k.startswith("vision_model.")})
+    return model(golden.pictures().double(), output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("name", golden.GOLDEN)
+def test_transformers_still_gives_the_golden_numbers(name):
+    with torch.no_grad():
+        if name == "language":
+            found = their_language()
+        elif name == "clip":
+            found = their_eye(transformers.CLIPVisionModel, hf_vision(
+                transformers.CLIPVisionConfig, 1), layouts.clip)[-2][:, 1:]
+        else:
+            found = F.layer_norm(their_eye(transformers.Blip2VisionModel, hf_vision(
+                transformers.Blip2VisionConfig), layouts.blip2)[-1], (24,), eps=1e-5)[:, 1:]
+    torch.testing.assert_close(golden.picked(found).float(), torch.tensor(golden.GOLDEN[name]),
+                               rtol=0, atol=2e-6)

@@ -226,8 +226,15 @@ def test_a_model_trained_on_a_converted_one_finds_all_three_places(downloads, tm
 def test_nothing_is_written_over_a_folder_that_holds_something(downloads, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(ModelError, match="not empty"):
-        convert(downloads[0], tmp_path / "out")
+    places, _ = downloads
+    for busy in (tmp_path / "out", places["llama"], places["vit"]):
+        with pytest.raises(ModelError, match="something already"):
+            convert(places, busy)
+    convert(places, tmp_path / "new")
+    for form in projector.export.FORMS:
+        with pytest.raises(ModelError, match="something already"):
+            projector.main(["--model", str(tmp_path / "new"), "--form", form,
+                            "--out", str(places["llama"])])
 
 
 # ---- LLaVA-1.5 -----------------------------------------------------------------------------------
@@ -372,7 +379,8 @@ SPOILED = {     # what is done to the downloads: (where, which file the line nam
                             "adapter", "4 missing"),
     "no projector": (lambda p: change_adapter(p, lambda k: "llama_proj" not in k and k), "adapter",
                      "2 missing: llama_proj.weight"),
-    "no LoRA": (lambda p: change_adapter(p, lambda k: "llama_proj" in k and k), None, None),
+    "no LoRA": (lambda p: change_adapter(p, lambda k: "llama_proj" in k and k), "adapter",
+                "a projector and no LoRA"),
     "another key": (lambda p: change_adapter(p, lambda k: k.replace("llama_proj.bias", "ln.bias")),
                     "adapter", "1 unknown names: ln.bias"),
     "the adapter for the eye": (lambda p: swap(p, "vit", "adapter"), "vit", "unknown names"),
@@ -389,8 +397,6 @@ def test_what_is_wrong_with_a_download_is_said_in_one_line(downloads, tmp_path, 
     places, _ = downloads
     spoil, named, reason = SPOILED[spoiled]
     spoil(places)
-    if reason is None:                                  # a projector alone is a model without LoRA
-        return convert(places, tmp_path / "out")
     with pytest.raises(ModelError, match=reason) as caught:
         convert(places, tmp_path / "out")
     message = str(caught.value)
@@ -432,9 +438,9 @@ def test_a_peft_folder_with_more_than_plain_lora_is_refused(downloads, tmp_path,
     places, _ = downloads
     convert(places, tmp_path / "out")
     written(tmp_path, "peft")
-    file = tmp_path / "peft" / "adapter_config.json"
+    file = tmp_path / "written" / "peft" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | told))
-    places["adapter"] = tmp_path / "peft"
+    places["adapter"] = file.parent
     with pytest.raises(ModelError, match=next(iter(told))) as caught:
         convert(places, tmp_path / "again")
     assert str(file) in str(caught.value)
@@ -464,9 +470,9 @@ def test_the_command_ends_with_one_line_and_exit_code_2(downloads, tmp_path):
 # ---- and back ------------------------------------------------------------------------------------
 
 def written(tmp_path, form, *more):
-    projector.main(["--model", str(tmp_path / "out"), "--out", str(tmp_path / form), "--form", form,
-                    *more])
-    return tmp_path / form
+    projector.main(["--model", str(tmp_path / "out"), "--out", str(tmp_path / "written" / form),
+                    "--form", form, *more])
+    return tmp_path / "written" / form
 
 
 def test_an_adapter_written_for_minigpt_v2_has_its_names_and_comes_back(downloads, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from formats.released.files import open_checkpoint
 from formats.released.pickled import load_pickled
-from formats.released.tensors import Stored
+from formats.released.tensors import ModelError, Stored
 
 CALLED = (                                                              # theirs, ours; in order
     (r"^(llama_model\.)?base_model\.model\.", ""), (r"\.(lora_[AB])\.default\.", r".\1."),
@@ -45,6 +45,8 @@ def open_file(file: Path) -> tuple[dict[str, Stored], dict]:
     """
     tensors = open_checkpoint(file)
     ranks = [stored.shape[0] for name, stored in tensors.items() if ".lora_A." in name]
+    if "llama_proj.weight" in tensors and not ranks:
+        raise ModelError(f"{file}: a projector and no LoRA; SkyEyeGPT.pth has 128 tensors of one")
     trained = {} if file.suffix == ".safetensors" else load_pickled(file).get("config")
     told = (trained or {}).get("model") or {}
     lora = {"r": max(ranks), "alpha": float(told.get("lora_alpha", 16)), "dropout": 0.05,

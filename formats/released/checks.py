@@ -48,3 +48,9 @@ def read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise ModelError(f"{file}: a JSON object is expected")
     return content
+
+
+def check_empty(folder: Path) -> None:
+    """A model is written where nothing is."""
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise ModelError(f"{folder}: there is something already; name another folder with --out")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from formats.released import peft
+from formats.released.checks import check_empty
 from formats.released.config import hf_config
 from formats.released.files import write_safely
 from formats.released.shards import write_json, write_shards
@@ -27,7 +28,7 @@ def export(folder: Path, out: Path, form: str, config, tensors: dict[str, Stored
              if ".lora_" in name or name.startswith("llama_proj.")}
     if form in ("peft", "minigpt_v2") and not config.lora:
         raise ModelError(f"{folder}: there is no LoRA in it")
-    out.mkdir(parents=True, exist_ok=True)
+    check_empty(out)
     if form == "peft":
         peft.write_folder(out, added, config.lora, config.base)
     elif form == "minigpt_v2":
@@ -44,6 +45,7 @@ def export(folder: Path, out: Path, form: str, config, tensors: dict[str, Stored
 
 
 def write_minigpt(file: Path, added: dict[str, torch.Tensor], lora) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     theirs = {name.replace("llama_model.", "llama_model.base_model.model.", 1): tensor
               for name, tensor in added.items()}
     content = {"model": theirs, "config": {"model": {"lora_r": lora.r, "lora_alpha": lora.alpha}}}

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from formats.released import gather
+from formats.released.checks import check_empty
 from formats.released.config import find_tokenizer, measure, read_config
 from formats.released.shards import write_json, write_shards
-from formats.released.tensors import ModelError, Stored, check, shapes
+from formats.released.tensors import Stored, check, shapes
 
 Parts = dict[str, dict[str, Stored]]        # "vit", "adapter", "llama" -> tensors, by our names
 
@@ -21,8 +22,7 @@ def convert(places: dict[str, Path], out: Path, copy: bool,
     """places: "llama", and where they lie elsewhere "vit" and "adapter". Only with `copy` is the
     language model written too. build(parts, sizes, lora) -> the model on the meta device, and the
     parts as it takes them."""
-    if out.is_dir() and any(out.iterdir()):
-        raise ModelError(f"{out}: not empty; name another folder with --out")
+    check_empty(out)
     sizes, lora = read_config(places["llama"]), {}
     parts = {"llama": gather.read_base(places["llama"], sizes.get("heads", 32))}
     if "vit" in places:
