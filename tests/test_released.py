@@ -369,7 +369,7 @@ SPOILED = {     # what is done to the downloads: (where, which file the line nam
     "a text for a .pth": (lambda p: p["adapter"].write_text("hello"), "adapter", "damaged"),
     "a LoRA by other names": (
         lambda p: change_adapter(p, lambda k: k.replace("lora_A", "lora_down")), "adapter",
-        "unknown names: llama_model.base_model"),
+        "no LoRA that has .*lora_down"),
     "a LoRA of another tree": (
         lambda p: change_adapter(p, lambda k: k.replace("base_model.model.model", "encoder")),
         "adapter", "missing"),

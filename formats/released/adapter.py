@@ -46,7 +46,8 @@ def open_file(file: Path) -> tuple[dict[str, Stored], dict]:
     tensors = open_checkpoint(file)
     ranks = [stored.shape[0] for name, stored in tensors.items() if ".lora_A." in name]
     if "llama_proj.weight" in tensors and not ranks:
-        raise ModelError(f"{file}: a projector and no LoRA; SkyEyeGPT.pth has 128 tensors of one")
+        raise ModelError(f"{file}: a projector and no LoRA that has MiniGPT-v2's names; it holds "
+                         f"{', '.join(list(tensors)[:3])}, ..")
     trained = {} if file.suffix == ".safetensors" else load_pickled(file).get("config")
     told = (trained or {}).get("model") or {}
     lora = {"r": max(ranks), "alpha": float(told.get("lora_alpha", 16)), "dropout": 0.05,
