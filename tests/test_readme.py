@@ -7,6 +7,7 @@ import torch
 
 import chat
 import eval as evaluation
+import projector
 import tiny
 import train
 from chat import Conversation
@@ -31,7 +32,8 @@ def test_every_command_has_a_script_that_knows_its_flags(command, capsys):
     script = re.search(r"(\S+)\.py", command)[1]
     assert (tiny.ROOT / f"{script}.py").exists()
     given = re.findall(r"(--\w+)", command.split(".py", 1)[1])
-    parse = {"train": train.parse_args, "chat": chat.parse_args, "eval": evaluation.parse_args}
+    parse = {"train": train.parse_args, "chat": chat.parse_args, "eval": evaluation.parse_args,
+             "projector": projector.parse_args}
     if script in parse:
         with pytest.raises(SystemExit):
             parse[script](["--help"])

@@ -92,6 +92,20 @@ def test_hugging_faces_shards_give_the_same_model(tmp_path):
     assert same(model, tensors) and model.config == LLAMA
 
 
+def test_shards_of_torch_save_give_the_same_model(tmp_path):
+    """Vicuna's. A safetensors folder may have them beside it; they are not read twice."""
+    tensors = layouts.hf(speaker().state_dict())
+    place = {k: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, k in enumerate(tensors)}
+    for file in set(place.values()):
+        torch.save({k: v for k, v in tensors.items() if place[k] == file}, tmp_path / file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": place}))
+    (tmp_path / "config.json").write_text(json.dumps(layouts.hf_json(LLAMA)))
+    assert same(Llama.load(tmp_path), speaker().state_dict())
+    other = speaker(seed=9).state_dict()
+    layouts.llama_folder(tmp_path, other, LLAMA, 350)
+    assert same(Llama.load(tmp_path), other)
+
+
 def test_metas_file_gives_the_same_model(tmp_path):
     tensors = speaker().state_dict()
     torch.save(layouts.meta(tensors, LLAMA.heads), tmp_path / "consolidated.00.pth")
