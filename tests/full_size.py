@@ -183,7 +183,8 @@ def main():
                               "--device", args.device)
     print(f"chat.py: {seconds:.1f} s for 8 tokens, peak memory {peak:.2f} GB: {said.strip()!r}")
     if not args.keep:
-        shutil.rmtree(args.folder)
+        shutil.rmtree(downloads)
+        shutil.rmtree(out)
 
 
 if __name__ == "__main__":
