@@ -17,16 +17,17 @@ import torch
 
 from data import (
     IDENTIFIERS,
+    PROMPTS,
     TASKS,
     Box,
     DataError,
     Tokenizer,
-    draw_boxes,
     load_image,
     parse_boxes,
     preprocess,
     render,
 )
+from formats.drawing import draw_boxes
 from projector import DTYPES, ModelError, SkyEyeGPT
 
 HELP = """/image FILE ..  other pictures, a new conversation     /reset      forget what was said
@@ -91,8 +92,9 @@ class Conversation:
         if not self.pictures or not self.turns:
             return []
         question, answer = self.turns[-1]
+        pad = PROMPTS[self.model.config.prompt].pad
         return [(phrase or referred(question), box)
-                for phrase, box in parse_boxes(answer, *self.pictures[0].size)]
+                for phrase, box in parse_boxes(answer, *self.pictures[0].size, pad=pad)]
 
     def save(self, file: Path) -> None:
         """.json: the conversation as a LLaVA row that train.py reads; else the boxes drawn."""

@@ -13,19 +13,19 @@ cannot drift apart.
 """
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from formats import class_folder, dior_rsvg, llava, rsicd, skyeye
-
-Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y downwards
+from formats.boxes import BOX, Box, encode_box, parse_boxes
+from formats.table import Table
 
 
 class DataError(Exception):
@@ -157,68 +157,19 @@ def padded(image: Image.Image) -> Image.Image:
 
 # ---- boxes ---------------------------------------------------------------------------------------
 
-BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4) + r"\s*\}")
-PHRASE = re.compile(r"<p>(.*?)</p>")
-COLORS = "#ff3b30 #ffcc00 #34c759 #00c7ff #ff2d92 #ff9500 #af52de #ffffff".split()
-
-
-def encode_box(box: Box, width: int, height: int) -> str:
-    """Pixels -> `{<x1><y1><x2><y2>}`, 0 to 100, cut off and not rounded, as upstream writes."""
-    x1, x2 = sorted((box[0] / width, box[2] / width))
-    y1, y2 = sorted((box[1] / height, box[3] / height))
-    return "{" + "".join(f"<{int(100 * min(max(v, 0), 1))}>" for v in (x1, y1, x2, y2)) + "}"
-
-
-def parse_boxes(text: str, width: int, height: int, corner: bool = False) -> list[tuple[str, Box]]:
-    """Every box in a text -> [(phrase, box in pixels)]; the phrase is the last <p>..</p> before.
-
-    A number q stands for the bin q .. q + 1 it was cut off to, so the middle of the bin is read;
-    upstream reads its corner (corner=True). Numbers over 100 are no box, corners are sorted.
-    """
-    found = []
-    for match in BOX.finditer(text):
-        numbers = [int(n) for n in match.groups()]
-        if max(numbers) > 100:
-            continue
-        x1, y1, x2, y2 = (n / 100 if corner else min(n + 0.5, 100) / 100 for n in numbers)
-        box = (min(x1, x2) * width, min(y1, y2) * height,
-               max(x1, x2) * width, max(y1, y2) * height)
-        phrases = PHRASE.findall(text[:match.start()])
-        found.append((phrases[-1].strip() if phrases else "", box))
-    return found
-
-
-def place_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Move) -> str:
+def place_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Move,
+                pad: bool = False) -> str:
     """Write the next of `boxes` at each <bbox>; boxes that are text already move along."""
     def moved(match: re.Match) -> str:
-        parsed = parse_boxes(match[0], width, height)
+        parsed = parse_boxes(match[0], width, height, pad=pad)
         return written(parsed[0][1]) if parsed else match[0]
 
     def written(box: Box) -> str:
-        return encode_box(move.box(box, width, height), width, height)
+        return encode_box(move.box(box, width, height), width, height, pad)
 
     coming = iter(boxes)
     text = BOX.sub(moved, text) if move.transpose else text
     return re.sub("<bbox>", lambda _: written(next(coming)), text)
-
-
-def draw_boxes(image: Image.Image, boxes: Sequence[tuple[str, Box]]) -> Image.Image:
-    """A copy of the picture with each box and its phrase, in colors that differ."""
-    image = image.copy()
-    draw, stroke = ImageDraw.Draw(image), max(2, max(image.size) // 200)
-    font = ImageFont.load_default(max(11, max(image.size) // 32))
-    for i, (phrase, box) in enumerate(boxes):
-        rim = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
-        draw.rectangle(rim, outline="black", width=stroke + 2)
-        draw.rectangle(box, outline=COLORS[i % len(COLORS)], width=stroke)
-        if phrase:
-            _, _, width, height = draw.textbbox((4, 2), phrase, font=font)
-            width, height = width + 4, height + 4
-            x = max(0, min(box[0], image.width - width))
-            y = box[1] - height if box[1] > height else min(box[3], image.height - height)
-            draw.rectangle((x, y, x + width, y + height), fill=COLORS[i % len(COLORS)])
-            draw.text((x + 4, y + 2), phrase, fill="black", font=font)
-    return image
 
 
 # ---- prompts -------------------------------------------------------------------------------------
@@ -343,12 +294,19 @@ class Sample:
     references: tuple[str, ...] = ()            # what counts as right, if more than the answer
     kind: str = ""                              # question type (presence, count, ...)
 
-    def __post_init__(self) -> None:
-        marks = sum(text.count("<bbox>") for turn in self.turns for text in turn)
-        if self.task not in TASKS:
-            raise ValueError(f"{self.source}: unknown task {self.task!r}")
-        if marks != len(self.boxes):
-            raise ValueError(f"{self.source}: {marks} <bbox> marks for {len(self.boxes)} boxes")
+
+class Samples(Table):
+    """Many samples in little memory (formats/table.py); each is made when it is asked for."""
+
+    def add(self, row: dict) -> None:
+        if row["task"] not in TASKS:
+            raise ValueError(f"{row['source']}: unknown task {row['task']!r}")
+        super().add(row)
+
+    def __getitem__(self, i: int | slice) -> "Sample | list[Sample]":
+        if isinstance(i, slice):
+            return [self[number] for number in range(len(self))[i]]
+        return Sample(**super().__getitem__(i))
 
 
 # Each has matches(place) and read(place, split), which yields a Sample's fields, the pictures
@@ -362,33 +320,59 @@ FORMATS = {
 }
 
 
-def read_data(place: str | Path, split: str = "train", stage: int = 0) -> list[Sample]:
-    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
-
-    Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
-    conversations out, stage 2 takes them alone where there are any.
-    """
-    place = Path(place)
+def find_format(place: Path, name: str = ""):
+    """The module of FORMATS that reads a place: the named one, or the first that knows it."""
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
-    reader = next((module for module in FORMATS.values() if module.matches(place)), None)
-    if reader is None:
+    if name and name not in FORMATS:
+        raise DataError(f"--format {name}: unknown; there are {', '.join(FORMATS)}")
+    found = [FORMATS[name]] if name else [m for m in FORMATS.values() if m.matches(place)]
+    if not found:
         raise DataError(f"{place}: in no layout that is read here ({', '.join(FORMATS)})")
-    root = place if place.is_dir() else place.parent
+    return found[0]
+
+
+def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueError]:
+    """The fields of each sample, pictures named in full; for a row that is wrong, the error."""
+    reader, root = find_format(place, form), place if place.is_dir() else place.parent
+    known: dict[tuple, tuple] = {}
     try:
-        samples = [Sample(**row | {"images": inside(root, row["images"])})
-                   for row in reader.read(place, split)]
+        for row in reader.read(place, split):
+            if isinstance(row, dict):
+                names = tuple(row["images"])
+                if names not in known:
+                    known[names] = inside(root, names)
+                row["images"] = known[names]
+            yield row
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from None
     except (AttributeError, LookupError, SyntaxError, TypeError) as error:
         raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
-    if stage:
-        talks = [sample for sample in samples if sample.task == "conversation"]
-        single = [sample for sample in samples if sample.task != "conversation"]
-        samples = (single or talks) if stage == 1 else (talks or single)
-    if not samples:
+
+
+def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Sequence[str] = (),
+              form: str = "", bad: list[str] | None = None) -> Sequence[Sample]:
+    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
+
+    Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
+    conversations out, stage 2 takes them alone where there are any. The first row that is wrong is
+    a DataError; where `bad` is a list, what is wrong with each goes there instead.
+    """
+    single, talks = Samples(), Samples()
+    for row in read_rows(Path(place), split, form):
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            if not tasks or row["task"] in tasks:
+                (talks if stage and row["task"] == "conversation" else single).add(row)
+        except ValueError as error:
+            if bad is None:
+                raise DataError(str(error)) from None
+            bad.append(str(error))
+    samples = (talks or single) if stage == 2 else (single or talks)
+    if not samples and not bad:
         raise DataError(f"{place}: no samples in split {split!r}")
-    return samples if split == "train" else gather_references(samples)
+    return samples if split == "train" else gather_references(list(samples))
 
 
 def inside(root: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -422,7 +406,7 @@ def draw_move(samples: Sequence[Sample], rng: random.Random) -> Move:
     no crop where something is counted, pointed at or asked about."""
     text = " ".join(text for sample in samples for turn in sample.turns for text in turn)
     words, transpose, crop = set(re.findall(r"\w+", text.lower())), (), STILL.crop
-    if not words & SIDES:
+    if not words & SIDES and "|<" not in text:         # a box's angle would have to turn too
         transpose = rng.choice(((), (MIRROR,))) + rng.choice(((), *((turn,) for turn in TURNS)))
     whole = any(s.task not in ("caption", "scene") and s.kind != "theme" for s in samples)
     if not whole and not words & NUMBERS:
@@ -433,21 +417,21 @@ def draw_move(samples: Sequence[Sample], rng: random.Random) -> Move:
 
 
 def turns_of(sample: Sample, size: tuple[int, int], move: Move = STILL,
-             rng: random.Random | None = None) -> list[tuple[str, str]]:
+             rng: random.Random | None = None, style: str = "skyeye") -> list[tuple[str, str]]:
     """The turns as text: cleaned, boxes written, in a template (the first one without rng)."""
     boxes = list(sample.boxes)
     if move.transpose and sample.task == "detection":       # detections go from left to right
         boxes.sort(key=lambda box: move.box(box, *size)[0])
-    pool, turns = TASKS[sample.task], []
+    pool, pad, turns = TASKS[sample.task], PROMPTS[style].pad, []
     for question, answer in sample.turns:
         if sample.task in CLEANED:
             question, answer = clean_text(question), clean_text(answer)
         asked = question.count("<bbox>")
-        question = place_boxes(question, boxes[:asked], *size, move)
+        question = place_boxes(question, boxes[:asked], *size, move, pad)
         template = rng.choice(pool) if rng else pool[0]
         answer_boxes, boxes = boxes[asked:], boxes[asked + answer.count("<bbox>"):]
         turns.append((template.replace("{}", question),
-                      place_boxes(answer, answer_boxes, *size, move)))
+                      place_boxes(answer, answer_boxes, *size, move, pad)))
     return turns
 
 
@@ -461,63 +445,73 @@ class Rows(torch.utils.data.Dataset):
     a step, as a batch is padded to its longest.
     """
 
-    def __init__(self, samples: list[Sample], tokenizer: Tokenizer, image_size: int,
+    def __init__(self, samples: Sequence[Sample], tokenizer: Tokenizer, image_size: int,
                  visual_tokens: int, style: str = "skyeye", questions: int = 1,
                  augment: bool = False, seed: int = 42, max_tokens: int = 1024,
                  ratios: Sequence[tuple[int, float]] = (), block: int = 1):
-        self.samples, self.tokenizer, self.style = samples, tokenizer, style
+        self.samples = samples if isinstance(samples, Samples) else Samples(map(vars, samples))
+        self.tokenizer, self.style = tokenizer, style
         self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
         self.questions, self.augment, self.seed = questions, augment, seed
         self.ratios, self.block = ratios, block
-        own = np.searchsorted(np.cumsum([n for n, _ in ratios]), np.arange(len(samples)), "right")
-        pictures: dict[tuple, int] = {}
-        self.group = np.array([pictures.setdefault((int(of), *(s.images or [i])), len(pictures))
-                               for i, (s, of) in enumerate(zip(samples, own, strict=True))])
-        self.letters = np.array([sum(len(q) + len(a) for q, a in s.turns) for s in samples])
-        self.plans: dict[int, list[np.ndarray]] = {}
-        self.length = len(self.plan(0))             # as in every other epoch
+        ends = np.cumsum([count for count, _ in ratios])
+        own = np.searchsorted(ends, np.arange(len(samples)), "right")
+        self.group = np.array(self.samples.image) + own * len(self.samples.images)
+        self.letters = np.array(self.samples.letters)
+        self.plans: dict[int, tuple[np.ndarray, ...]] = {}
+        self.length = len(self.plan(0)[2])          # as in every other epoch
 
-    def plan(self, epoch: int) -> list[np.ndarray]:
-        """-> the sample numbers of each row of an epoch."""
+    def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """-> sample numbers, where each row starts among them (and the end), the rows in order."""
         if epoch not in self.plans:
             rng = np.random.default_rng((self.seed, epoch))
             order = np.lexsort((rng.random(len(self.group)), self.group))     # shuffled in a group
             group = self.group[order]
             place = np.arange(len(order)) - np.searchsorted(group, group)     # 0, 1, .. in a group
-            rows = np.split(order, np.flatnonzero(place % self.questions == 0)[1:])
-            rows = self.mix(rows, rng)
-            self.plans = {epoch: self.arrange([rows[i] for i in rng.permutation(len(rows))], rng)}
+            starts = np.flatnonzero(place % self.questions == 0)
+            rows = self.mix(order[starts], rng)
+            letters = np.add.reduceat(self.letters[order], starts)
+            rows = self.arrange(rows[rng.permutation(len(rows))], letters, rng)
+            self.plans = {epoch: (order, np.append(starts, len(order)), rows)}
         return self.plans[epoch]
 
-    def mix(self, rows: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-        """Take of each data set what its ratio says."""
+    def members(self, epoch: int, number: int) -> np.ndarray:
+        """The sample numbers of a row."""
+        order, starts, rows = self.plan(epoch)
+        return order[starts[rows[number]]:starts[rows[number] + 1]]
+
+    def mix(self, first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """first: a sample of each row -> rows, of each data set what its ratio says."""
         mixed, start, ends = [], 0, np.cumsum([count for count, _ in self.ratios])
         for end, (_, ratio) in zip(ends, self.ratios, strict=True):
-            own = [row for row in rows if start <= row[0] < end]
+            own = np.flatnonzero((first >= start) & (first < end))
             start = end
-            mixed += [own[i] for i in np.resize(rng.permutation(len(own)), round(ratio * len(own)))]
-        return mixed or rows
+            mixed.append(own[np.resize(rng.permutation(len(own)), round(ratio * len(own)))])
+        return np.concatenate(mixed) if mixed else np.arange(len(first))
 
-    def arrange(self, rows: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    def arrange(self, rows: np.ndarray, letters: np.ndarray, rng: np.random.Generator
+                ) -> np.ndarray:
         """Sort each window of four blocks by letters, then shuffle its blocks."""
-        arranged, size = [], self.block
+        arranged, size = [rows[:0]], self.block
         for start in range(0, len(rows), 4 * size):
-            window = sorted(rows[start:start + 4 * size], key=lambda row: self.letters[row].sum())
+            window = rows[start:start + 4 * size]
+            window = window[np.argsort(letters[window], kind="stable")]
             blocks = [window[i:i + size] for i in range(0, len(window), size)]
-            arranged += [row for i in rng.permutation(len(blocks)) for row in blocks[i]]
-        return arranged
+            arranged += [blocks[i] for i in rng.permutation(len(blocks))]
+        return np.concatenate(arranged)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, number = key
-        samples = [self.samples[i] for i in self.plan(epoch)[number]]
+        samples = [self.samples[i] for i in self.members(epoch, number)]
         rng = random.Random(f"{self.seed} {epoch} {number}")
         move = draw_move(samples, rng) if self.augment else STILL
         pictures = [load_image(path) for path in samples[0].images]
         size = pictures[0].size if pictures else (1, 1)
-        turns = [(sample.source, turns_of(sample, size, move, rng)) for sample in samples]
+        turns = [(sample.source, turns_of(sample, size, move, rng, self.style))
+                 for sample in samples]
         images = [preprocess(picture, self.image_size, move, self.style) for picture in pictures]
         return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
 

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import TASKS, DataError, Rows, Tokenizer, collate, read_data
+from data import TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
 from formats.released.files import write_safely
 from lora import LoRAConfig, add_lora
@@ -256,14 +256,14 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
         ensure_world(config.data)
     if dist.is_initialized():
         dist.barrier()
-    sets = [[sample for sample in read_data(place, "train", config.stage)
-             if not config.tasks or sample.task in config.tasks] for place in config.data]
-    if not all(sets):
-        raise DataError(f"{config.data[sets.index([])]}: nothing to learn for {config.tasks}")
-    if config.ratio and len(config.ratio) != len(sets):
-        raise DataError(f"--ratio has {len(config.ratio)} numbers for {len(sets)} data sets")
-    ratios = [(len(own), ratio) for own, ratio in zip(sets, config.ratio, strict=False)]
-    samples = [sample for own in sets for sample in own]
+    if config.ratio and len(config.ratio) != len(config.data):
+        raise DataError(f"--ratio has {len(config.ratio)} numbers for {len(config.data)} data sets")
+    samples, ratios = Samples(), []
+    for place, ratio in zip(config.data, config.ratio or [1.0] * len(config.data), strict=True):
+        own = read_data(place, "train", config.stage, config.tasks)
+        samples.join(own)
+        ratios.append((len(own), ratio))
+    ratios = ratios if config.ratio else []
     world = dist.get_world_size() if dist.is_initialized() else 1
     return Rows(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
                 model.config.prompt, config.questions_per_image, config.augment, config.seed,

@@ -24,7 +24,6 @@ from data import (
     Tokenizer,
     clean_text,
     collate,
-    draw_boxes,
     draw_move,
     encode_box,
     load_image,
@@ -36,6 +35,7 @@ from data import (
     turns_of,
 )
 from examples.miniworld import write_world
+from formats.drawing import draw_boxes
 from tiny import N
 
 LLAMA_TOKENIZER = tiny.DATA / "fixtures" / "llama" / "tokenizer.model"
@@ -578,7 +578,7 @@ def samples(tmp_path_factory):
 
 
 def plan_of(rows, epoch):
-    return [row.tolist() for row in rows.plan(epoch)]
+    return [rows.members(epoch, i).tolist() for i in range(len(rows))]
 
 
 @pytest.mark.parametrize("questions", [1, 2, 4])
@@ -645,7 +645,7 @@ def test_with_ratios_every_epoch_has_as_many_rows_also_if_sets_share_pictures():
     samples = [sample(str(i), "x", "vqa", [f"{i % 5}.png"]) for i in range(20)]
     for seed in range(5):
         rows = tiny.rows(samples, questions=3, ratios=[(5, 0.5), (15, 2.0)], seed=seed)
-        assert {len(rows.plan(epoch)) for epoch in range(5)} == {len(rows)}
+        assert {len(rows.plan(epoch)[2]) for epoch in range(5)} == {len(rows)}
 
 
 def test_ratios_of_one_change_nothing_about_what_is_seen(samples):
@@ -657,7 +657,7 @@ def test_rows_of_like_length_stand_in_one_block():
     """The spread of lengths inside a block of four is far below that of a shuffled order."""
     many = [sample("x" * (i * 37 % 101), "y", "conversation", ()) for i in range(96)]
     rows = tiny.rows(many, block=4)
-    lengths = np.array([rows.letters[row].sum() for row in rows.plan(0)]).reshape(-1, 4)
+    lengths = np.array([rows.letters[row].sum() for row in plan_of(rows, 0)]).reshape(-1, 4)
     assert np.ptp(lengths, axis=1).mean() < 0.5 * np.ptp(np.random.default_rng(0).permutation(
         lengths.ravel()).reshape(-1, 4), axis=1).mean()
     assert (np.diff(lengths.mean(1)) < 0).any() and (np.diff(lengths.mean(1)) > 0).any()
@@ -665,7 +665,7 @@ def test_rows_of_like_length_stand_in_one_block():
 
 def test_a_packed_row_has_one_copy_of_the_picture_and_positions_that_start_again(samples):
     rows = tiny.rows(samples, questions=2)
-    number = next(i for i, row in enumerate(rows.plan(0)) if len(row) == 2)
+    number = next(i for i, row in enumerate(plan_of(rows, 0)) if len(row) == 2)
     row = rows[0, number]
     ids, segments, positions = (row[k].tolist() for k in ("ids", "segments", "positions"))
     shared = segments.count(0)

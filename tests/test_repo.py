@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "projector": {"vit", "llama", "lora", "formats"},
     "train": {"projector", "data", "lora", "examples", "formats"},
     "eval": {"projector", "data", "examples"},
-    "chat": {"projector", "data", "examples"},
+    "chat": {"projector", "data", "examples", "formats"},
 }
 SCRIPTS = ("train", "eval", "chat")
 MODULES = [name for name in LINES if (tiny.ROOT / f"{name}.py").exists()]
