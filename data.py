@@ -13,7 +13,8 @@ cannot drift apart.
 """
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from formats import class_folder, dior_rsvg, llava, rsicd, skyeye
 from formats.boxes import BOX, Box, encode_box, parse_boxes
+from formats.checking import command
+from formats.drawing import draw_boxes
 from formats.table import Table
 
 
@@ -345,32 +348,51 @@ def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueE
                 row["images"] = known[names]
             yield row
     except (ValueError, OSError) as error:
-        raise DataError(str(error)) from None
+        raise DataError(str(error)) from error
     except (AttributeError, LookupError, SyntaxError, TypeError) as error:
         raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
 
 
-def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Sequence[str] = (),
-              form: str = "", bad: list[str] | None = None) -> Sequence[Sample]:
-    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
-
-    Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
-    conversations out, stage 2 takes them alone where there are any. The first row that is wrong is
-    a DataError; where `bad` is a list, what is wrong with each goes there instead.
-    """
-    single, talks = Samples(), Samples()
-    for row in read_rows(Path(place), split, form):
+def collect(place: Path, split: str, form: str = "", tasks: Sequence[str] = ()
+            ) -> tuple[Samples, Samples, list[str]]:
+    """-> single-task samples, conversations, and what is wrong with the rows that make none."""
+    single, talks, bad = Samples(), Samples(), []
+    for row in read_rows(place, split, form):
         try:
             if isinstance(row, ValueError):
                 raise row
             if not tasks or row["task"] in tasks:
-                (talks if stage and row["task"] == "conversation" else single).add(row)
+                (talks if row["task"] == "conversation" else single).add(row)
         except ValueError as error:
-            if bad is None:
-                raise DataError(str(error)) from None
             bad.append(str(error))
+    return single, talks, bad
+
+
+def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Sequence[str] = (),
+              form: str = "", skipped: list[str] | None = None) -> Sequence[Sample]:
+    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
+
+    Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
+    conversations out, stage 2 takes them alone where there are any. A row that is wrong is a
+    DataError, or where `skipped` is a list is left out and told there.
+    """
+    single, talks, bad = collect(Path(place), split, form, tasks)
+    if bad and skipped is None:
+        raise DataError(f"{bad[0]}{f' (and {len(bad) - 1} rows more)' if len(bad) > 1 else ''}")
+    if skipped is not None:
+        skipped += bad
+    if not stage:
+        single.join(talks)
     samples = (talks or single) if stage == 2 else (single or talks)
-    if not samples and not bad:
+    gone = {number: path for number, names in enumerate(samples.images) for path in names
+            if not Path(path).exists()}
+    if gone and skipped is None:
+        raise DataError(f"{next(iter(gone.values()))}: no such picture, {place} names it"
+                        f"{f' (and {len(gone) - 1} more)' if len(gone) > 1 else ''}")
+    if gone:
+        skipped += [f"{path}: no such picture" for path in gone.values()]
+        samples = samples.without(set(gone))
+    if not samples:
         raise DataError(f"{place}: no samples in split {split!r}")
     return samples if split == "train" else gather_references(list(samples))
 
@@ -545,3 +567,26 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     pictures = [row["images"] for row in rows if row["images"] is not None]
     batch["images"] = torch.cat(pictures) if pictures else None
     return batch
+
+
+# ---- python data.py --check, --show --------------------------------------------------------------
+
+def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str) -> Callable[[Sample], int]:
+    """-> a function that tells how many tokens a sample takes, boxes at their longest."""
+    def count(sample: Sample) -> int:
+        long = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
+        turns = turns_of(long, (1, 1), style=style)
+        return len(render(tokenizer, turns, visual_tokens, len(sample.images), style)[0])
+    return count
+
+
+def show(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:
+    """-> the first picture with its boxes, and the turns as the model reads them."""
+    picture = load_image(sample.images[0]) if sample.images else Image.new("RGB", (320, 40))
+    turns = turns_of(sample, picture.size, rng=rng)
+    text = "\n".join(f"{question}\n> {answer}" for question, answer in turns)
+    return draw_boxes(picture, parse_boxes(text, *picture.size)), text
+
+
+if __name__ == "__main__":
+    sys.exit(command.main(collect, Tokenizer, count_tokens, show, DataError))

@@ -350,6 +350,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="weights/nano", help="folder (default %(default)s)")
     parser.add_argument("--data", nargs="+", default=[WORLD], help="folders (default %(default)s)")
     parser.add_argument("--split", default="test", help="default %(default)s")
+    parser.add_argument("--format", default="", help="layout of the data (default: seen)")
     parser.add_argument("--tasks", nargs="+", choices=tuple(SCORES), default=list(SCORES))
     parser.add_argument("--limit", type=int, default=0, help="rows of each task; 0: all")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32)
@@ -364,7 +365,8 @@ def main(argv: list[str] | None = None) -> None:
     model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     ensure_world(args.data)
-    samples = [sample for place in args.data for sample in read_data(place, args.split)]
+    samples = [sample for place in args.data for sample in read_data(place, args.split,
+                                                                   form=args.format)]
     chosen = [i for task in args.tasks
               for i in [i for i, s in enumerate(samples) if s.task == task][:args.limit or None]]
     samples = [samples[i] for i in chosen]

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
+from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
 from formats.released.files import write_safely
 from lora import LoRAConfig, add_lora
@@ -46,6 +46,8 @@ class TrainConfig:
     data: tuple[str, ...] = option((WORLD,), "folders or LLaVA json files")
     ratio: tuple[float, ...] = option((), "part of each data set's rows in an epoch; empty: all")
     tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TASKS) + "; empty: all")
+    format: str = option("", "layout of the data, of " + " ".join(FORMATS) + "; empty: seen")
+    skip_bad: bool = option(False, "leave out rows and pictures that are wrong, and count them")
     model: str = option("", "model folder to start from; stage 1: a new model, 2: out/stage1")
     preset: str = option("nano", "what a new model looks like", tuple(PRESETS))
     tokenizer: str = option("weights/nano/tokenizer.model", "of a new model")
@@ -148,18 +150,15 @@ def build_model(config: TrainConfig, device: str) -> tuple[SkyEyeGPT, Tokenizer]
 def is_trained(name: str, config: TrainConfig) -> bool:
     if name.startswith("visual_encoder."):
         return config.train_vit
-    if name.startswith("llama_proj."):
-        return True
-    return config.tune == "full" or (config.tune == "lora" and ".lora_" in name)
+    lora = config.tune == "lora" and ".lora_" in name
+    return lora or config.tune == "full" or name.startswith("llama_proj.")
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Weight decay on matrices; none on vectors, biases and norms."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    plain = [p for n, p in trained if p.ndim < 2 or "bias" in n]
-    decayed = [p for n, p in trained if not (p.ndim < 2 or "bias" in n)]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay},
-              {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": [p for n, p in trained if (p.ndim < 2 or "bias" in n) == plain],
+               "weight_decay": 0.0 if plain else config.weight_decay} for plain in (False, True)]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
 
 
@@ -258,12 +257,14 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
         dist.barrier()
     if config.ratio and len(config.ratio) != len(config.data):
         raise DataError(f"--ratio has {len(config.ratio)} numbers for {len(config.data)} data sets")
-    samples, ratios = Samples(), []
-    for place, ratio in zip(config.data, config.ratio or [1.0] * len(config.data), strict=True):
-        own = read_data(place, "train", config.stage, config.tasks)
+    samples, skipped = Samples(), [] if config.skip_bad else None
+    sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped)
+            for place in config.data]
+    ratios = [(len(own), ratio) for own, ratio in zip(sets, config.ratio, strict=False)]
+    for own in sets:
         samples.join(own)
-        ratios.append((len(own), ratio))
-    ratios = ratios if config.ratio else []
+    if skipped and rank == 0:
+        print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     world = dist.get_world_size() if dist.is_initialized() else 1
     return Rows(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
                 model.config.prompt, config.questions_per_image, config.augment, config.seed,
@@ -344,6 +345,8 @@ def train(config: TrainConfig) -> None:
             group["lr"] = lr
         loss, norm = train_step(wrapped, batches, optimizer, scaler, config, device, dtype)
         bar.update()
+        if step == 1 and config.model and loss > 0.95 * math.log(model.config.llama.vocab_size):
+            bar.write(f"the first loss, {loss:.2f}, is that of guessing: is the model trained?")
         if rank == 0 and (step % config.log_steps == 0 or step == start + 1):
             clock, passed = time.perf_counter(), time.perf_counter() - clock
             speed = rows.block * (1 if step == start + 1 else config.log_steps) / passed

@@ -46,8 +46,8 @@ def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: b
         box = turned((min(x1, x2) * w, min(y1, y2) * h, max(x1, x2) * w, max(y1, y2) * h),
                      int(match[5] or 0))
         phrases = PHRASE.findall(text[:match.start()])
-        box = (max(box[0] + left, 0), max(box[1] + top, 0),
-               min(box[2] + left, width), min(box[3] + top, height))
+        box = tuple(min(max(v + shift, 0), side) for v, shift, side in zip(
+            box, (left, top) * 2, (width, height) * 2, strict=True))
         found.append((phrases[-1].strip() if phrases else "", box))
     return found
 

@@ -62,6 +62,11 @@ class Table(Sequence):
         self.letters.extend(other.letters)
         self.images += other.images
 
+    def without(self, gone: set[int]) -> "Table":
+        """The rows whose pictures' number is not among these."""
+        numbers = (i for i, number in enumerate(self.image) if number not in gone)
+        return type(self)(Table.__getitem__(self, i) for i in numbers)
+
     def nbytes(self) -> int:
         """What the rows take, without the names of their pictures."""
         return len(self.block) + sum(x.itemsize * len(x) for x in

@@ -831,6 +831,8 @@ def test_llava_conversations_are_read(tmp_path, suffix):
     file = tmp_path / f"talk.{suffix}"
     file.write_text(json.dumps(LLAVA) if suffix == "json" else
                     "\n".join(map(json.dumps, LLAVA)) + "\n\n")
+    for name in ("a.png", "b.png"):
+        tiny.picture(tmp_path / name)
     one, two, none = read_data(file)
     assert one.turns == (("what is it ?", "A ship."), ("where ?", "{<1><2><3><4>}"))
     assert one.images == (str(tmp_path / "a.png"),) and one.task == "conversation"
