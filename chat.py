@@ -10,24 +10,24 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from data import (
-    IDENTIFIERS,
     PROMPTS,
-    TASKS,
     Box,
     DataError,
     Tokenizer,
-    load_image,
+    load_pictures,
     parse_boxes,
     preprocess,
     render,
 )
-from formats.drawing import draw_boxes
+from formats.drawing import draw_on, free_name
+from formats.pictures.bands import parse_bands
+from formats.templates import IDENTIFIERS, TASKS
 from projector import DTYPES, ModelError, SkyEyeGPT
 
 HELP = """/image FILE ..  other pictures, a new conversation     /reset      forget what was said
@@ -40,17 +40,21 @@ Ctrl-C stops an answer. Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIER
 class Conversation:
     """Pictures, the turns so far, and a KV cache that holds them: no turn is computed twice."""
 
-    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: list[str], sampling: dict):
+    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: list[str], sampling: dict,
+                 bands: Sequence[int] = (), frames: int = 8):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.bands, self.frames = bands, frames
         self.open(paths)
 
     def open(self, paths: list[str]) -> None:
         """Other pictures. Raises DataError, and then nothing has changed."""
-        pictures = [load_image(path) for path in paths]
+        pictures = load_pictures(paths, self.bands, self.frames)
         size, weight = self.model.config.vit.image_size, self.model.llama_model.lm_head.weight
         self.paths, self.pictures = paths, pictures
+        for note in dict.fromkeys(picture.note for picture in pictures if picture.note):
+            print(note, file=sys.stderr)
         style = self.model.config.prompt
-        images = [preprocess(picture, size, style=style) for picture in pictures]
+        images = [preprocess(picture.image, size, style=style) for picture in pictures]
         self.images = torch.stack(images).to(weight.device, weight.dtype) if images else None
         self.reset()
 
@@ -106,7 +110,7 @@ class Conversation:
         else:
             if not self.pictures:
                 raise DataError("there is no picture to save")
-            draw_boxes(self.pictures[0], self.boxes()).save(file)
+            draw_on(self.pictures[0], self.boxes()).save(file)
         print(f"saved {file}", file=sys.stderr)
 
 
@@ -137,16 +141,6 @@ def speak(talk: Conversation, question: str) -> None:
     for phrase, box in talk.boxes():
         x1, y1, x2, y2 = (round(side) for side in box)
         print(f"  {phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels")
-
-
-def free_name(picture: str) -> Path:
-    """NAME_boxes.png beside the picture, or NAME_boxes_2.png, ..: never a file that exists."""
-    stem, number = Path(picture).with_suffix(""), 1
-    file = Path(f"{stem}_boxes.png")
-    while file.exists():
-        number += 1
-        file = Path(f"{stem}_boxes_{number}.png")
-    return file
 
 
 def command(talk: Conversation, line: str, task: str) -> str:
@@ -196,6 +190,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", action="append", help="ask this, print the answer and leave; "
                         "may be given several times for several turns")
     parser.add_argument("--save", type=Path, help="with --prompt: write picture and boxes here")
+    parser.add_argument("--bands", type=parse_bands, default=(), metavar="R,G,B",
+                        help="which are shown of a picture with more than three, from 1")
+    parser.add_argument("--frames", type=int, default=8, help="of a clip (default %(default)s)")
     parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=300)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
     parser.add_argument("--top_p", "--top-p", type=float, default=0.9)
@@ -218,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "repetition_penalty": args.repetition_penalty,
                 "generator": torch.Generator(args.device).manual_seed(args.seed)}
-    talk = Conversation(model, tokenizer, args.images, sampling)
+    talk = Conversation(model, tokenizer, args.images, sampling, args.bands, args.frames)
     if args.prompt is None:
         print(f"{args.model} sees {' '.join(args.images) or 'no picture'}; /help tells the rest")
         return converse(talk)

@@ -21,14 +21,21 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from formats import class_folder, dior_rsvg, llava, rsicd, skyeye
+from formats import capera, caption_lists, class_folder, coco, dior_rsvg, dota, llava
+
+# isort: split
+from formats import nwpu_captions, rsicd, rsivqa, rsvqa, skyeye, voc
 from formats.boxes import BOX, Box, encode_box, parse_boxes
 from formats.checking import command
 from formats.drawing import draw_boxes
+from formats.pictures.clip import is_clip, read_clip
+from formats.pictures.pad import padded
+from formats.pictures.reading import Picture, PictureError, read_picture
 from formats.table import Table
+from formats.templates import CLEANED, TASKS, clean_text
 
 
 class DataError(Exception):
@@ -84,28 +91,25 @@ TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.
 
 def load_image(path: str | Path) -> Image.Image:
     """-> RGB, 8 bit, turned as its EXIF orientation says. DataError: one line with the file."""
+    return load_pictures([path])[0].image
+
+
+def load_pictures(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: int = 8,
+                  near: int = 0) -> list[Picture]:
+    """Pictures, and for each clip (a folder, an animation, a video) so many of its frames.
+
+    bands: which are shown as red, green, blue; near: as read_picture has it. DataError.
+    """
+    found = []
     try:
-        with Image.open(path) as image:
-            if image.mode[0] in "IF":       # convert("RGB") would make it white or black
-                raise DataError(f"{path}: {image.mode} pixels, over 8 bits; save it as 8-bit RGB")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such picture") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not a picture ({describe_file(path)})") from None
-    except (OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); is the file complete?") from None
-
-
-def describe_file(path: str | Path) -> str:
-    head = Path(path).read_bytes()[:200]
-    if not head:
-        return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer: run git lfs pull"
-    if head.lstrip()[:1] == b"<":
-        return "a web page: the download failed"
-    return "unknown format; PNG, JPEG, TIFF, GIF, WebP and BMP are read"
+        for path in paths:
+            if is_clip(path):
+                found += [Picture(frame, frame.size, "") for frame in read_clip(path, frames)]
+            else:
+                found.append(read_picture(path, tuple(bands), near))
+    except PictureError as error:
+        raise DataError(str(error)) from None
+    return found
 
 
 @dataclass(frozen=True)
@@ -148,14 +152,6 @@ def preprocess(image: Image.Image, size: int, move: Move = STILL, style: str = "
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255        # [3, H, W]
     x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     return x if move.gain == STILL.gain else x * move.gain[0] + move.gain[1]
-
-
-def padded(image: Image.Image) -> Image.Image:
-    """In the middle of a square of CLIP's mean color."""
-    side, (width, height) = max(image.size), image.size
-    square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in MEAN))
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
 
 
 # ---- boxes ---------------------------------------------------------------------------------------
@@ -205,49 +201,6 @@ PROMPTS = {
                         "the user's questions. USER: ", "USER: ", " ASSISTANT:", mark=False,
                         pad=True),
 }
-
-IDENTIFIERS = ("caption", "vqa", "refer", "detection", "identify", "grounding")
-CAPTION = """Briefly describe this image. | Provide a concise depiction of this image.
-| Present a short description of this image. | Summarize this image in a few words.
-| A short image caption: | A short image description: | A photo of | An image that shows
-| Write a short description for the image. | Write a description for the photo.
-| Provide a description of what is presented in the photo.
-| Briefly describe the content of the image. | Can you briefly explain what you see in the image?
-| Could you use a few words to describe what you perceive in the photo?
-| Please provide a short depiction of the picture.
-| Using language, provide a short account of the image.
-| Use a few words to illustrate what is happening in the picture."""
-TASKS = {       # MiniGPT-v2's templates; {} is the expression, the question or the box
-    "caption": ["[caption] briefly describe the image",
-                *("[caption] " + text.strip() for text in CAPTION.split("|"))],
-    "video": ["[caption] briefly describe the video frame image"],
-    "vqa": ["[vqa] {}",
-            "[vqa] Based on the image, respond to this question with a short answer: {}"],
-    "scene": ["[vqa] {}"],
-    "refer": ["[refer] give me the location of {}", "[refer] {}", "[refer] where is {} ?",
-              "[refer] from this image, tell me the location of {}",
-              "[refer] the location of {} is", "[refer] could you tell me the location for {} ?",
-              "[refer] where can I locate the {} ?"],
-    "detection": ["[detection] {}"],
-    "identify": ["[identify] what is it in {}", "[identify] {}", "[identify] this {} is",
-                 "[identify] what object is in this location {}",
-                 "[identify] identify the object present at this location {}",
-                 "[identify] describe this object in {}", "[identify] the object in {} is"],
-    "grounding": ["[grounding] describe this image in detail",
-                  "[grounding] please describe this image in details",
-                  "[grounding] describe this image as detailed as possible",
-                  "[grounding] summarize this image in details",
-                  "[grounding] give a thorough description of what you see in this image"],
-    "conversation": ["{}"],
-}
-CLEANED = ("caption", "video", "vqa", "refer")          # tasks whose texts upstream cleans
-
-
-def clean_text(text: str, words: int = 50) -> str:
-    """Upstream's blip_caption: lower case, no punctuation but ? and comma, at most 50 words."""
-    text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
-    return " ".join(re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:words])
-
 
 def render(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots: int = 0,
            pictures: int = 1, style: str = "skyeye") -> tuple[list[int], list[int], int]:
@@ -304,6 +257,8 @@ class Samples(Table):
     def add(self, row: dict) -> None:
         if row["task"] not in TASKS:
             raise ValueError(f"{row['source']}: unknown task {row['task']!r}")
+        if not all(answer.strip() for _, answer in row["turns"]):
+            raise ValueError(f"{row['source']}: an empty answer, there is nothing to learn")
         super().add(row)
 
     def __getitem__(self, i: int | slice) -> "Sample | list[Sample]":
@@ -315,11 +270,19 @@ class Samples(Table):
 # Each has matches(place) and read(place, split), which yields a Sample's fields, the pictures
 # named from `place`. Raises ValueError with a line that names the row.
 FORMATS = {
-    "llava": llava,                 # a .json or .jsonl of conversations
-    "skyeye": skyeye,               # SkyEye-968k's folder, and the miniature world
-    "rsicd": rsicd,                 # RSICD, UCM-, Sydney-Captions: dataset*.json
-    "dior_rsvg": dior_rsvg,         # DIOR-RSVG, RSVG: VOC XML and running object numbers
-    "class_folder": class_folder,   # AID, NWPU-RESISC45, RSSCN7: a folder a class
+    "llava": llava,                     # a .json or .jsonl of conversations, also ms-swift's
+    "skyeye": skyeye,                   # SkyEye-968k's folder, and the miniature world
+    "rsicd": rsicd,                     # RSICD, RSITMD, UCM-, Sydney-Captions: dataset*.json
+    "nwpu_captions": nwpu_captions,     # dataset_nwpu.json
+    "caption_lists": caption_lists,     # {split}_filename.txt and {split}_caps.txt
+    "capera": capera,                   # clips
+    "rsvqa": rsvqa,                     # RSVQA-LR, RSVQA-HR
+    "rsivqa": rsivqa,                   # lines of picture:question?answer
+    "coco": coco,                       # boxes of classes, as three tasks; so are voc and dota
+    "dior_rsvg": dior_rsvg,             # DIOR-RSVG, RSVG: VOC XML and running object numbers
+    "voc": voc,
+    "dota": dota,
+    "class_folder": class_folder,       # AID, NWPU-RESISC45, RSSCN7, UC Merced: a folder a class
 }
 
 
@@ -391,7 +354,8 @@ def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Se
                         f"{f' (and {len(gone) - 1} more)' if len(gone) > 1 else ''}")
     if gone:
         skipped += [f"{path}: no such picture" for path in gone.values()]
-        samples = samples.without(set(gone))
+        samples = Samples(vars(sample) for i, sample in enumerate(samples)
+                          if samples.image[i] not in gone)
     if not samples:
         raise DataError(f"{place}: no samples in split {split!r}")
     return samples if split == "train" else gather_references(list(samples))
@@ -470,12 +434,13 @@ class Rows(torch.utils.data.Dataset):
     def __init__(self, samples: Sequence[Sample], tokenizer: Tokenizer, image_size: int,
                  visual_tokens: int, style: str = "skyeye", questions: int = 1,
                  augment: bool = False, seed: int = 42, max_tokens: int = 1024,
-                 ratios: Sequence[tuple[int, float]] = (), block: int = 1):
+                 ratios: Sequence[tuple[int, float]] = (), block: int = 1,
+                 bands: Sequence[int] = (), frames: int = 8):
         self.samples = samples if isinstance(samples, Samples) else Samples(map(vars, samples))
         self.tokenizer, self.style = tokenizer, style
         self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
         self.questions, self.augment, self.seed = questions, augment, seed
-        self.ratios, self.block = ratios, block
+        self.ratios, self.block, self.bands, self.frames = ratios, block, bands, frames
         ends = np.cumsum([count for count, _ in ratios])
         own = np.searchsorted(ends, np.arange(len(samples)), "right")
         self.group = np.array(self.samples.image) + own * len(self.samples.images)
@@ -530,11 +495,12 @@ class Rows(torch.utils.data.Dataset):
         samples = [self.samples[i] for i in self.members(epoch, number)]
         rng = random.Random(f"{self.seed} {epoch} {number}")
         move = draw_move(samples, rng) if self.augment else STILL
-        pictures = [load_image(path) for path in samples[0].images]
+        # A JPEG may be decoded at an eighth to a half of its size, if twice what is needed is left.
+        pictures = load_pictures(samples[0].images, self.bands, self.frames, 2 * self.image_size)
         size = pictures[0].size if pictures else (1, 1)
         turns = [(sample.source, turns_of(sample, size, move, rng, self.style))
                  for sample in samples]
-        images = [preprocess(picture, self.image_size, move, self.style) for picture in pictures]
+        images = [preprocess(p.image, self.image_size, move, self.style) for p in pictures]
         return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
 
     def row(self, samples: list[tuple[str, list[tuple[str, str]]]], pictures: int
@@ -582,10 +548,11 @@ def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str) -> Callab
 
 def show(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:
     """-> the first picture with its boxes, and the turns as the model reads them."""
-    picture = load_image(sample.images[0]) if sample.images else Image.new("RGB", (320, 40))
-    turns = turns_of(sample, picture.size, rng=rng)
+    pictures = load_pictures(sample.images, frames=1)
+    image = pictures[0].image if pictures else Image.new("RGB", (320, 40))
+    turns = turns_of(sample, pictures[0].size if pictures else image.size, rng=rng)
     text = "\n".join(f"{question}\n> {answer}" for question, answer in turns)
-    return draw_boxes(picture, parse_boxes(text, *picture.size)), text
+    return draw_boxes(image, parse_boxes(text, *image.size)), text
 
 
 if __name__ == "__main__":

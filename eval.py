@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from data import (
     Sample,
     Tokenizer,
     encode_box,
-    load_image,
+    load_pictures,
     parse_boxes,
     preprocess,
     read_data,
@@ -35,6 +35,7 @@ from data import (
     turns_of,
 )
 from examples.miniworld import WORLD, ensure_world
+from formats.pictures.bands import parse_bands
 from projector import DTYPES, ModelError, SkyEyeGPT
 
 # ---- captions: BLEU, ROUGE-L, CIDEr --------------------------------------------------------------
@@ -305,17 +306,17 @@ def batches(samples: list[Sample], size: int) -> Iterator[list[int]]:
 
 
 def predict(model: SkyEyeGPT, tokenizer: Tokenizer, samples: list[Sample], numbers: list[int],
-            device: str) -> Iterator[dict]:
+            device: str, bands: Sequence[int] = (), frames: int = 8) -> Iterator[dict]:
     """Ask a batch of samples of one task, greedily -> one row for predictions.jsonl each."""
     style, prompts, pictures, questions, sizes = model.config.prompt, [], [], [], []
     for sample in (samples[i] for i in numbers):
-        images = [load_image(path) for path in sample.images]
+        images = load_pictures(sample.images, bands, frames)
         sizes.append(images[0].size)
         questions.append(turns_of(sample, sizes[-1], style=style)[0][0])
         ids, _, _ = render(tokenizer, [(questions[-1], None)], model.config.visual_tokens,
                            len(images), style)
         prompts.append(torch.tensor(ids, device=device))
-        pictures += [preprocess(image, model.config.vit.image_size, style=style)
+        pictures += [preprocess(image.image, model.config.vit.image_size, style=style)
                      for image in images]
     _, tokens = SCORES[samples[numbers[0]].task]
     answers = model.answer(prompts, torch.stack(pictures).to(device), tokens, tokenizer.eos)
@@ -351,6 +352,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=[WORLD], help="folders (default %(default)s)")
     parser.add_argument("--split", default="test", help="default %(default)s")
     parser.add_argument("--format", default="", help="layout of the data (default: seen)")
+    parser.add_argument("--bands", type=parse_bands, default=(), help="shown of more: 4,3,2")
+    parser.add_argument("--frames", type=int, default=8, help="of a clip (default %(default)s)")
     parser.add_argument("--tasks", nargs="+", choices=tuple(SCORES), default=list(SCORES))
     parser.add_argument("--limit", type=int, default=0, help="rows of each task; 0: all")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32)
@@ -378,7 +381,8 @@ def main(argv: list[str] | None = None) -> None:
     with open(args.output_dir / "predictions.jsonl", "w", encoding="utf-8") as file, \
             tqdm(total=len(samples), unit="row", disable=None) as bar:
         for numbers in batches(samples, args.batch_size):
-            for row in predict(model, tokenizer, samples, numbers, args.device):
+            for row in predict(model, tokenizer, samples, numbers, args.device,
+                               args.bands, args.frames):
                 print(json.dumps(row), file=file, flush=True)
                 rows.append(row)
             bar.update(len(numbers))

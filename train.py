@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
+from formats.pictures.bands import parse_bands
 from formats.released.files import write_safely
 from lora import LoRAConfig, add_lora
 from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config
@@ -47,6 +48,8 @@ class TrainConfig:
     ratio: tuple[float, ...] = option((), "part of each data set's rows in an epoch; empty: all")
     tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TASKS) + "; empty: all")
     format: str = option("", "layout of the data, of " + " ".join(FORMATS) + "; empty: seen")
+    bands: str = option("", "which are shown as red, green, blue of more than three: 4,3,2")
+    frames: int = option(8, "of a clip; 1: the paper's single frame")
     skip_bad: bool = option(False, "leave out rows and pictures that are wrong, and count them")
     model: str = option("", "model folder to start from; stage 1: a new model, 2: out/stage1")
     preset: str = option("nano", "what a new model looks like", tuple(PRESETS))
@@ -193,10 +196,6 @@ def loader(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
     return zip(*[batches] * config.grad_accum, strict=True)
 
 
-def supervised(batch: dict) -> int:
-    return int((batch["labels"][:, 1:] != -100).sum())
-
-
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 def save_checkpoint(model: SkyEyeGPT, optimizer, scaler, step: int, config: TrainConfig) -> None:
@@ -268,12 +267,13 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
     world = dist.get_world_size() if dist.is_initialized() else 1
     return Rows(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
                 model.config.prompt, config.questions_per_image, config.augment, config.seed,
-                config.max_tokens, ratios, config.batch_size * config.grad_accum * world)
+                config.max_tokens, ratios, config.batch_size * config.grad_accum * world,
+                parse_bands(config.bands), config.frames)
 
 
 def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
     usual = "cuda" if torch.cuda.is_available() else "cpu"
-    device = usual if config.device == "auto" else config.device
+    device = config.device.replace("auto", usual)
     if device.split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
         raise DataError(f"--device {device}: unknown; cpu, cuda, mps or xpu")
     if device == "cuda":
@@ -287,7 +287,7 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
                ) -> tuple[float, float]:
     """-> the loss over all processes' supervised tokens, and the gradient's norm."""
     world = dist.get_world_size() if dist.is_initialized() else 1
-    counts = [supervised(batch) for batch in batches]
+    counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]    # supervised
     total = torch.tensor(float(sum(counts)), device=device)
     if world > 1:
         dist.all_reduce(total)
@@ -335,7 +335,6 @@ def train(config: TrainConfig) -> None:
         describe(model, rows, config, device, dtype)
         out.mkdir(parents=True, exist_ok=True)
         log = open(out / "log.jsonl", "a", encoding="utf-8")
-
     bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None)
     clock = time.perf_counter()
     for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
@@ -376,6 +375,6 @@ if __name__ == "__main__":
     try:
         train(parse_args())
     except (DataError, ModelError) as error:        # a loader process puts its traceback in front
-        print(f"train.py: {str(error).splitlines()[-1].removeprefix('data.DataError: ')}",
-              file=sys.stderr)
+        line = str(error).splitlines()[-1].removeprefix("data.DataError: ")
+        print(f"train.py: {line}", file=sys.stderr)
         sys.exit(2)

@@ -1,6 +1,6 @@
-"""Boxes drawn on a picture, and pictures with their texts on a sheet."""
-import textwrap
+"""Boxes drawn on a picture."""
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,28 +27,18 @@ def draw_boxes(image: Image.Image, boxes: Sequence[tuple[str, Box]]) -> Image.Im
     return image
 
 
-def sheet(cells: Sequence[tuple[Image.Image, str]], width: int = 320, columns: int = 4
-          ) -> Image.Image:
-    """Pictures with their texts below, in rows."""
-    cells = [cell(picture, text, width) for picture, text in cells]
-    rows = [cells[i:i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    page = Image.new("RGB", (columns * width, sum(heights)), "white")
-    for number, row in enumerate(rows):
-        for column, tile in enumerate(row):
-            page.paste(tile, (column * width, sum(heights[:number])))
-    return page
+def draw_on(picture, boxes: Sequence[tuple[str, Box]]) -> Image.Image:
+    """Boxes in pixels of the whole picture, also where it was reduced as it was read."""
+    across, down = (a / b for a, b in zip(picture.image.size, picture.size, strict=True))
+    return draw_boxes(picture.image, [(phrase, (box[0] * across, box[1] * down, box[2] * across,
+                                                box[3] * down)) for phrase, box in boxes])
 
 
-def cell(picture: Image.Image, text: str, width: int, edge: int = 6) -> Image.Image:
-    font, inside = ImageFont.load_default(12), width - 2 * edge
-    lines = [line for part in text.splitlines()
-             for line in textwrap.wrap(part, inside // 7) or [""]][:24]
-    scale = inside / max(picture.size)
-    small = picture.resize([max(1, round(side * scale)) for side in picture.size])
-    tile = Image.new("RGB", (width, small.height + 16 * len(lines) + 3 * edge), "white")
-    tile.paste(small, (edge, edge))
-    draw = ImageDraw.Draw(tile)
-    for number, line in enumerate(lines):
-        draw.text((edge, small.height + 2 * edge + 16 * number), line, fill="black", font=font)
-    return tile
+def free_name(picture: str) -> Path:
+    """NAME_boxes.png beside the picture, or NAME_boxes_2.png, ..: never a file that exists."""
+    stem, number = Path(picture).with_suffix(""), 1
+    file = Path(f"{stem}_boxes.png")
+    while file.exists():
+        number += 1
+        file = Path(f"{stem}_boxes_{number}.png")
+    return file

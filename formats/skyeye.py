@@ -1,60 +1,57 @@
 """SkyEye-968k: a folder a task, JSON lists in it; also what examples/miniworld.py writes.
 
     FOLDER/{caption,vqa,vg,phrasegrounding,multitask_conversation}/*_{train,val,test}.json
-    FOLDER/images/                files without a split in their name are train
+    FOLDER/images/                or the sets' own folders (formats/skyeye_names.py), also with
+                                  a folder a class; files without a split in their name are train
 """
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.llava import conversation, read_rows
-
-TASKS = {"caption": "caption", "vqa": "vqa", "vg": "refer", "phrasegrounding": "detection",
-         "multitask_conversation": "conversation"}
-ALIASES = {     # the fields were published without a description: names that are understood
-    "image": ("image", "image_id", "img_id", "filename", "file_name", "img", "picture"),
-    "caption": ("caption", "text", "sentence", "answer", "ground_truth"),
-    "question": ("question", "query", "text"),
-    "answer": ("answer", "ground_truth", "label"),
-    "expression": ("expression", "sents", "sentence", "description", "question", "text"),
-    "phrase": ("phrase", "label", "name", "text", "caption"),
-    "box": ("bbox", "bboxes", "box", "boxes", "answer", "ground_truth"),
-}
+from formats.common import attempt, find
+from formats.llava import read_rows
+from formats.skyeye_names import TASKS, alias, fields, known
+from formats.skyeye_rows import sample
 
 
 def matches(place: Path) -> bool:
     return sum((place / name).is_dir() for name in TASKS) >= 2
 
 
-def read(place: Path, split: str) -> Iterator[dict]:
+def files(place: Path) -> Iterator[tuple[Path, str]]:
     for folder, task in TASKS.items():
         for file in sorted((place / folder).glob("*.json")):
-            named = [s for s in ("train", "val", "test") if file.stem.endswith("_" + s)]
-            if split in (named or ["train"]):
-                for number, row in enumerate(read_rows(file), start=1):
-                    yield sample(row, row.get("task", task), f"{file}:{number}")
+            yield file, known(file.stem)[0] or task
 
 
-def sample(row: dict, task: str, source: str) -> dict:
-    def field(name: str):
-        alias = next((alias for alias in ALIASES[name] if alias in row), None)
-        if alias is None:
-            raise ValueError(f"{source}: no field for the {name}; it has {', '.join(row)}")
-        return row[alias]
+def read(place: Path, split: str) -> Iterator[dict | ValueError]:
+    for file, task in files(place):
+        folders, paths = ("images", *known(file.stem)[1]), {}
+        named = [s for s in ("train", "val", "test") if file.stem.endswith("_" + s)]
+        rows = read_rows(file) if split in (named or ["train"]) else []
+        for number, row in enumerate(rows, start=1):
+            for made in attempt(f"{file}:{number}", sample, row, row.get("task", task)):
+                if isinstance(made, dict):
+                    for name in made["images"]:
+                        paths[name] = paths.get(name) or picture(place, folders, name)
+                    images = [paths[name] for name in made["images"]]
+                    made |= {"images": images, "source": f"{file}:{number}"}
+                yield made
 
-    if "conversations" in row:
-        return conversation(row, source, "images/")
-    names, kind, boxes = field("image"), row.get("type", ""), []
-    names = [names] if isinstance(names, str) else names
-    if task == "caption":
-        task, turn = "video" if len(names) > 1 else task, ("", field("caption"))
-    elif task == "vqa":
-        turn = (field("question"), str(field("answer")))
-        task = "scene" if kind == "scene" else task
-    else:
-        boxes = field("box")
-        boxes = boxes if isinstance(boxes[0], list) else [boxes]
-        turn = (field("expression"), "<bbox>") if task == "refer" else ("<bbox>", field("phrase"))
-    if task == "detection":
-        turn = (turn[1], f"<p>{turn[1]}</p> " + "<delim>".join(["<bbox>"] * len(boxes)))
-    return {"images": ["images/" + name for name in names], "turns": (turn,), "task": task,
-            "source": source, "kind": kind, "boxes": tuple(map(tuple, boxes))}
+
+def matched(place: Path) -> Iterator[str]:
+    """A line a file: what its first row calls each field."""
+    for file, task in files(place):
+        row, name = next(iter(read_rows(file)), {}), file.relative_to(place).as_posix()
+        try:
+            told = ", ".join(f"{field} <- {alias(row, field)}"
+                             for field in fields(row, row.get("task", task)))
+        except ValueError as error:
+            told = str(error)
+        yield f"{name}: {told}"
+
+
+def picture(place: Path, folders: tuple[str, ...], name: str) -> str:
+    """Airport_12.jpg, airport12.tif: also in a folder Airport, airport."""
+    label = re.sub(r"_?\d+$", "", Path(name).stem)
+    return find(place, [*folders, *(f"{folder}/{label}" for folder in folders if label)], name)

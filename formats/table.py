@@ -1,7 +1,5 @@
-"""A million samples in little memory: their texts in one block of bytes, the rest in arrays.
-
-Processes that load rows share it, since nothing in it is an object of its own.
-"""
+"""A million samples in little memory, shared by the processes that load rows: texts in one block
+of bytes, the rest in arrays."""
 import json
 from array import array
 from collections.abc import Iterable, Sequence
@@ -15,8 +13,8 @@ class Table(Sequence):
     def __init__(self, rows: Iterable[dict] = ()):
         self.block, self.ends = bytearray(), array("Q", [0])
         self.images: list[tuple[str, ...]] = []
-        self.image, self.letters = array("I"), array("I")       # of each row: number in `images`
-        self.number: dict = {}                                  # where in `images` one stands
+        self.image, self.letters = array("I"), array("I")   # of each row: which of `images`
+        self.number: dict = {}                              # where in `images` one stands
         for row in rows:
             self.add(row)
 
@@ -28,12 +26,11 @@ class Table(Sequence):
         said = [text for turn in row["turns"] for text in turn]
         boxes, references = row.get("boxes"), row.get("references")
         rest = json.dumps([boxes or (), references or ()]) if boxes or references else ""
-        texts = TEXT.join(said)
+        texts, marks = TEXT.join(said), len(boxes or ())
         if texts.count(TEXT) != len(said) - 1:
             raise ValueError(f"{row['source']}: the control character {TEXT!r} in a text")
-        if texts.count("<bbox>") != len(boxes or ()):
-            raise ValueError(f"{row['source']}: {texts.count('<bbox>')} <bbox> marks for "
-                             f"{len(boxes or ())} boxes")
+        if (found := texts.count("<bbox>")) != marks:
+            raise ValueError(f"{row['source']}: {found} <bbox> marks for {marks} boxes")
         parts = FIELD.join((row["task"], row.get("kind", ""), row["source"], rest, texts))
         self.block += parts.encode("utf-8", "surrogatepass")
         self.ends.append(len(self.block))
@@ -61,13 +58,3 @@ class Table(Sequence):
         self.image.extend(number + first for number in other.image)
         self.letters.extend(other.letters)
         self.images += other.images
-
-    def without(self, gone: set[int]) -> "Table":
-        """The rows whose pictures' number is not among these."""
-        numbers = (i for i, number in enumerate(self.image) if number not in gone)
-        return type(self)(Table.__getitem__(self, i) for i in numbers)
-
-    def nbytes(self) -> int:
-        """What the rows take, without the names of their pictures."""
-        return len(self.block) + sum(x.itemsize * len(x) for x in
-                                     (self.ends, self.image, self.letters))

@@ -12,7 +12,7 @@ MAY_IMPORT = {
     "vit": {"formats"}, "llama": {"formats"}, "lora": {"formats"}, "data": {"formats"},
     "projector": {"vit", "llama", "lora", "formats"},
     "train": {"projector", "data", "lora", "examples", "formats"},
-    "eval": {"projector", "data", "examples"},
+    "eval": {"projector", "data", "examples", "formats"},
     "chat": {"projector", "data", "examples", "formats"},
 }
 SCRIPTS = ("train", "eval", "chat")

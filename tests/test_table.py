@@ -1,5 +1,6 @@
 """Many samples in little memory."""
 import random
+import sys
 
 import pytest
 
@@ -40,13 +41,6 @@ def test_joined_tables_hold_the_rows_of_both_and_share_no_picture():
     assert list(one) == wanted and not first & set(one.image[50:])
 
 
-def test_without_some_pictures_the_rows_of_the_others_stay_as_they_were():
-    table = Table(rows(100))
-    gone = {0, 3, 5}
-    assert list(table.without(gone)) == [row for i, row in enumerate(table)
-                                         if table.image[i] not in gone]
-
-
 @pytest.mark.parametrize("turns", [(("<bbox>", "a"),), (("a", f"b{TEXT}c"),)])
 def test_a_row_that_does_not_fit_is_named(turns):
     with pytest.raises(ValueError, match="file:7"):
@@ -63,4 +57,7 @@ def test_a_hundred_thousand_questions_take_less_than_300_bytes_each():
                      "turns": (("Is there a small residential building next to a road?", "yes"),),
                      "task": "vqa", "source": f"/data/SkyEye-968k/vqa/RSVQAHR_train.json:{i}"}
                     for i in range(100_000))
-    assert table.nbytes() < 300 * len(table)
+    arrays = (table.ends, table.image, table.letters)
+    taken = len(table.block) + sum(len(x) * x.itemsize for x in arrays)
+    names = sum(sys.getsizeof(names) + sys.getsizeof(names[0]) for names in table.images)
+    assert taken + names + sys.getsizeof(table.number) < 300 * len(table)

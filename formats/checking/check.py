@@ -9,14 +9,13 @@ from formats.checking.report import Report
 from formats.checking.rows import check_sample
 
 MEASURED = 5000             # samples of a split whose tokens are counted for the histogram
-SAFE = 200                  # tokens that templates and identifiers take at most
-STRIP = 4                   # width to height, or the other way
+SAFE, STRIP = 200, 4        # tokens a template takes at most; long side to short side
 
 
 def check(splits: dict[str, tuple[Sequence, list[str]]], tokens: Callable, longest: int,
           slots: int) -> Report:
-    """splits: name -> samples, and what is wrong with rows that make none. tokens(sample) -> how
-    many; `longest`: how many there may be; `slots`: of a picture."""
+    """splits: name -> samples, and what is wrong with rows that make none. tokens(sample) is to
+    be at most `longest`; `slots`: tokens of a picture."""
     report = Report()
     looked = check_pictures(report, splits)
     for name, (samples, bad) in splits.items():
@@ -54,7 +53,6 @@ def check_pictures(report: Report, splits: dict) -> dict[str, tuple[int, int, st
 
 
 def check_splits(report: Report, splits: dict) -> None:
-    """Pictures of the training that are in another split too."""
     sets = {name: {path for names in samples.images for path in names}
             for name, (samples, _) in splits.items()}
     for name in sets.keys() - {"train"}:

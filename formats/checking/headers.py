@@ -7,7 +7,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from formats.pictures.clip import VIDEOS
 from formats.pictures.errors import PictureError, one_line
+from formats.pictures.limits import limit
+from formats.pictures.tags import read_tags
 
 SWAPPED = (5, 6, 7, 8)                  # EXIF orientations that swap width and height
 LAST = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
@@ -15,27 +18,29 @@ LAST = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 
 def look(path: str) -> tuple[int, int, str]:
     """-> width and height as it is shown, and what is wrong; 0, 0 where they cannot be told."""
-    if Path(path).is_dir():             # a clip's frames
+    if Path(path).is_dir() or Path(path).suffix.lower() in VIDEOS:
         return 0, 0, ""
     try:
-        with one_line(path), Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112) in SWAPPED:
-                width, height = height, width
-            return width, height, "" if ends_well(path, image) else f"{path}: cut off"
+        with one_line(path), limit():
+            tags = read_tags(path)
+            if tags:
+                return *turned(tags.size, tags.turn), ""
+            with Image.open(path) as image:
+                told = "" if ends_well(path, image.format) else f"{path}: cut off at its end"
+                return *turned(image.size, image.getexif().get(0x0112)), told
     except PictureError as error:
         return 0, 0, str(error)
 
 
-def ends_well(path: str, image: Image.Image) -> bool:
-    """A file that was cut off lacks its end mark, or TIFF's last strips."""
-    size = os.path.getsize(path)
-    if image.format == "TIFF":
-        starts, lengths = (image.tag_v2.get(tag, (0,)) for tag in (273, 279))
-        return all(a + b <= size for a, b in zip(starts, lengths, strict=False))
+def turned(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
+    return size[::-1] if orientation in SWAPPED else size
+
+
+def ends_well(path: str, kind: str) -> bool:
+    """A file that was cut off lacks its end mark."""
     with open(path, "rb") as file:
-        file.seek(max(0, size - 64))
-        return LAST.get(image.format, b"") in file.read()
+        file.seek(max(0, os.path.getsize(path) - 64))
+        return LAST.get(kind, b"") in file.read()
 
 
 def look_at_all(paths: Iterable[str]) -> dict[str, tuple[int, int, str]]:

@@ -3,7 +3,7 @@ import argparse
 import random
 from collections.abc import Callable, Sequence
 
-from formats.drawing import sheet
+from formats.checking.sheet import sheet
 
 
 def read_splits(args: argparse.Namespace, collect: Callable, error: type[Exception]) -> dict:

@@ -1,0 +1,39 @@
+"""The rows of SkyEye-968k's files, whose fields were published without a description."""
+from formats.common import text
+from formats.llava import conversation, pictures
+from formats.skyeye_names import alias, fields
+from formats.swift import numbers
+
+
+def sample(row: dict, task: str) -> dict:
+    """Its pictures are named as the row has them, and it has no source yet."""
+    if "conversations" in row:
+        return conversation(row, "")
+    first, *values = (row[alias(row, name)] for name in fields(row, task))
+    images, kind, boxes = pictures({"image": told(first) if type(first) is int else first}), "", ()
+    if not images:
+        raise ValueError("no picture")
+    if task == "vqa":
+        turn, kind = tuple(map(told, values)), row.get("type", "")
+        task = "scene" if kind == "scene" else task
+    elif len(values) == 1:
+        turn, task = ("", told(values[0])), "video" if len(images) > 1 else task
+    else:
+        phrase, (marks, boxes) = told(values[0]), boxes_of(values[1], task == "detection")
+        turn = {"refer": (phrase, marks), "identify": (marks, phrase), "detection": (
+            phrase, marks if "<p>" in marks else f"<p>{phrase}</p> {marks}")}[task]
+    return {"images": images, "turns": (turn,), "task": task, "kind": kind, "boxes": boxes}
+
+
+def told(value) -> str:
+    return text({"text": str(value) if type(value) in (int, float) else value}, "text")
+
+
+def boxes_of(value, several: bool) -> tuple[str, tuple]:
+    """-> the answer, with a mark a box; a box that is text stays text."""
+    if isinstance(value, str) and "{<" in value:
+        return value, ()
+    boxes = value if isinstance(value, list) and isinstance((value or [0])[0], list) else [value]
+    if len(boxes) > 1 and not several:
+        raise ValueError(f"{len(boxes)} boxes where one is expected")
+    return "<delim>".join(["<bbox>"] * len(boxes)), tuple(numbers(box) for box in boxes)
