@@ -257,7 +257,7 @@ class Samples(Table):
     def add(self, row: dict) -> None:
         if row["task"] not in TASKS:
             raise ValueError(f"{row['source']}: unknown task {row['task']!r}")
-        if not all(answer.strip() for _, answer in row["turns"]):
+        if not all(map(str.strip, [answer for _, answer in row["turns"]])):
             raise ValueError(f"{row['source']}: an empty answer, there is nothing to learn")
         super().add(row)
 

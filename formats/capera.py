@@ -11,7 +11,8 @@ folder (Fire). Train and test use the same names: what is in the other split's f
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, load_json, naming, text
+from formats.common import load_json, text
+from formats.wrong import attempt, naming
 
 FOLDERS = ("Videos", "SingleFrames", "frames", ".")
 FORMS = ("", ".gif", ".webp", ".mp4", ".jpg", ".png")

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find, head, load_json, member, naming, text
+from formats.common import find, head, load_json, member, text
 from formats.objects import box, tasks
+from formats.wrong import attempt, naming
 
 SPLITS = re.compile(r"(?<![a-z])(train|val|test)(?![a-z])")
 

@@ -1,30 +1,12 @@
-"""What several layouts need: errors that name their row, split lists, pictures beside a file."""
-import contextlib
+"""What several layouts need: JSON, fields of rows, pictures beside a file."""
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from formats.wrong import naming
+
 PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
-
-
-@contextlib.contextmanager
-def naming(source: str) -> Iterator[None]:
-    """What goes wrong with a row becomes a ValueError of one line that names it."""
-    try:
-        yield
-    except (AttributeError, LookupError, SyntaxError, TypeError, ValueError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise ValueError(f"{source}: {what}") from None
-
-
-def attempt(source: str, make: Callable, *given) -> list[dict | ValueError]:
-    """The samples that `make` has for a row; in their place the error, if the row is wrong."""
-    try:
-        with naming(source):
-            made = make(*given)
-            return [made] if isinstance(made, dict) else list(made)
-    except ValueError as error:
-        return [error]
 
 
 def load_json(file: Path):
@@ -58,3 +40,17 @@ def find(place: Path, folders: Sequence[str], name: str) -> str:
     ends = [""] if name.lower().endswith(PICTURES) else ["", *PICTURES]
     paths = [Path(folder, name + end) for folder in folders for end in ends]
     return next((path for path in paths if (place / path).is_file()), paths[0]).as_posix()
+
+
+class Paths(dict):
+    """name -> where in `place` that picture lies; each is looked for once."""
+
+    def __init__(self, place: Path, folders: tuple[str, ...]):
+        self.place, self.folders = place, folders
+
+    def __missing__(self, name: str) -> str:
+        """Airport_12.jpg, airport12.tif: also in a folder Airport, airport."""
+        label = re.sub(r"_?\d+$", "", Path(name).stem)
+        inner = (f"{folder}/{label}" for folder in self.folders if label)
+        self[name] = find(self.place, [*self.folders, *inner], name)
+        return self[name]

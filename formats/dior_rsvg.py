@@ -10,8 +10,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find, naming
+from formats.common import find
 from formats.voc import corners, described, files, word
+from formats.wrong import attempt, naming
 
 
 def matches(place: Path) -> bool:

@@ -7,9 +7,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find, naming
+from formats.common import find
 from formats.lists import chosen
 from formats.objects import Box, box, tasks
+from formats.wrong import attempt, naming
 
 SPLITS = ("train", "val", "test")
 

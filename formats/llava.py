@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, load_json
+from formats.common import load_json
 from formats.swift import fill, turns_of
+from formats.wrong import attempt
 
 
 def matches(place: Path) -> bool:

@@ -6,7 +6,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find, head, load_json, naming, text
+from formats.common import find, head, load_json, text
+from formats.wrong import attempt, naming
 
 FOLDERS = ("", "NWPU-RESISC45", "NWPU_images", "images")
 SENTENCES = ("raw", "raw_1", "raw_2", "raw_3", "raw_4")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from formats import lines
 from formats.class_folder import QUESTION, pictures, plain
-from formats.common import attempt, head, load_json, naming, text
+from formats.common import head, load_json, text
+from formats.wrong import attempt, naming
 
 
 def matches(place: Path) -> bool:

@@ -12,7 +12,8 @@ set: such rows hold an id and nothing else.
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find, load_json, member, naming, text
+from formats.common import find, load_json, member, text
+from formats.wrong import attempt, naming
 
 FOLDERS = ("Images_LR", "Images_HR", "Data", "images", "Images")
 

@@ -4,14 +4,14 @@
     FOLDER/images/                or the sets' own folders (formats/skyeye_names.py), also with
                                   a folder a class; files without a split in their name are train
 """
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find
+from formats.common import Paths
 from formats.llava import read_rows
 from formats.skyeye_names import TASKS, alias, fields, known
 from formats.skyeye_rows import sample
+from formats.wrong import WRONG, named
 
 
 def matches(place: Path) -> bool:
@@ -26,17 +26,18 @@ def files(place: Path) -> Iterator[tuple[Path, str]]:
 
 def read(place: Path, split: str) -> Iterator[dict | ValueError]:
     for file, task in files(place):
-        folders, paths = ("images", *known(file.stem)[1]), {}
-        named = [s for s in ("train", "val", "test") if file.stem.endswith("_" + s)]
-        rows = read_rows(file) if split in (named or ["train"]) else []
+        paths, start = Paths(place, ("images", *known(file.stem)[1])), f"{file}:"
+        splits = [s for s in ("train", "val", "test") if file.stem.endswith("_" + s)]
+        rows = read_rows(file) if split in (splits or ["train"]) else []
         for number, row in enumerate(rows, start=1):
-            for made in attempt(f"{file}:{number}", sample, row, row.get("task", task)):
-                if isinstance(made, dict):
-                    for name in made["images"]:
-                        paths[name] = paths.get(name) or picture(place, folders, name)
-                    images = [paths[name] for name in made["images"]]
-                    made |= {"images": images, "source": f"{file}:{number}"}
-                yield made
+            source = f"{start}{number}"
+            try:
+                made = sample(row, task)
+            except WRONG as error:
+                yield named(source, error)
+                continue
+            made["images"], made["source"] = [paths[name] for name in made["images"]], source
+            yield made
 
 
 def matched(place: Path) -> Iterator[str]:
@@ -49,9 +50,3 @@ def matched(place: Path) -> Iterator[str]:
         except ValueError as error:
             told = str(error)
         yield f"{name}: {told}"
-
-
-def picture(place: Path, folders: tuple[str, ...], name: str) -> str:
-    """Airport_12.jpg, airport12.tif: also in a folder Airport, airport."""
-    label = re.sub(r"_?\d+$", "", Path(name).stem)
-    return find(place, [*folders, *(f"{folder}/{label}" for folder in folders if label)], name)

@@ -44,13 +44,13 @@ def known(stem: str) -> tuple[str, tuple[str, ...]]:
     return next((FILES[name] for name in FILES if stem.startswith(name)), ("", ()))
 
 
-def fields(row: dict, task: str) -> tuple[str, ...]:
+def fields(row: dict | tuple, task: str) -> tuple[str, ...]:
     """What a row of a task must have."""
     talk = "conversations" in row or task not in FIELDS
     return ("conversations",) if talk else FIELDS[task]
 
 
-def alias(row: dict, name: str) -> str:
+def alias(row: dict | tuple, name: str) -> str:
     """What a row calls a field."""
     for found in ALIASES.get(name, (name,)):
         if found in row:

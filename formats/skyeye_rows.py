@@ -1,4 +1,6 @@
 """The rows of SkyEye-968k's files, whose fields were published without a description."""
+import functools
+
 from formats.common import text
 from formats.llava import conversation, pictures
 from formats.skyeye_names import alias, fields
@@ -7,14 +9,17 @@ from formats.swift import numbers
 
 def sample(row: dict, task: str) -> dict:
     """Its pictures are named as the row has them, and it has no source yet."""
+    task = row.get("task", task)
     if "conversations" in row:
         return conversation(row, "")
-    first, *values = (row[alias(row, name)] for name in fields(row, task))
-    images, kind, boxes = pictures({"image": told(first) if type(first) is int else first}), "", ()
-    if not images:
-        raise ValueError("no picture")
+    first, *values = [row[name] for name in aliases(tuple(row), task)]
+    images, kind, boxes = [first], "", ()
+    if not first or type(first) is not str:
+        images = pictures({"image": told(first) if type(first) is int else first})
+        if not images:
+            raise ValueError("no picture")
     if task == "vqa":
-        turn, kind = tuple(map(told, values)), row.get("type", "")
+        turn, kind = (told(values[0]), told(values[1])), row.get("type", "")
         task = "scene" if kind == "scene" else task
     elif len(values) == 1:
         turn, task = ("", told(values[0])), "video" if len(images) > 1 else task
@@ -25,8 +30,16 @@ def sample(row: dict, task: str) -> dict:
     return {"images": images, "turns": (turn,), "task": task, "kind": kind, "boxes": boxes}
 
 
+@functools.cache                        # a million rows have the same keys
+def aliases(keys: tuple[str, ...], task: str) -> list[str]:
+    return [alias(keys, name) for name in fields(keys, task)]
+
+
 def told(value) -> str:
-    return text({"text": str(value) if type(value) in (int, float) else value}, "text")
+    if type(value) is str and value.strip():
+        return value
+    value = str(value) if type(value) in (int, float) else value
+    return text({"text": value}, "text")
 
 
 def boxes_of(value, several: bool) -> tuple[str, tuple]:

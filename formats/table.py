@@ -23,19 +23,18 @@ class Table(Sequence):
         number = self.number.setdefault(images or len(self.ends), len(self.images))
         if number == len(self.images):
             self.images.append(images)
-        said = [text for turn in row["turns"] for text in turn]
-        boxes, references = row.get("boxes"), row.get("references")
+        turns, boxes, references = row["turns"], row.get("boxes"), row.get("references")
         rest = json.dumps([boxes or (), references or ()]) if boxes or references else ""
-        texts, marks = TEXT.join(said), len(boxes or ())
-        if texts.count(TEXT) != len(said) - 1:
+        texts, marks = TEXT.join(map(TEXT.join, turns)), len(boxes or ())
+        if texts.count(TEXT) != 2 * len(turns) - 1:
             raise ValueError(f"{row['source']}: the control character {TEXT!r} in a text")
         if (found := texts.count("<bbox>")) != marks:
             raise ValueError(f"{row['source']}: {found} <bbox> marks for {marks} boxes")
-        parts = FIELD.join((row["task"], row.get("kind", ""), row["source"], rest, texts))
-        self.block += parts.encode("utf-8", "surrogatepass")
+        parts = (row["task"], row.get("kind", ""), row["source"], rest, texts)
+        self.block += FIELD.join(parts).encode("utf-8", "surrogatepass")
         self.ends.append(len(self.block))
         self.image.append(number)
-        self.letters.append(sum(map(len, said)))
+        self.letters.append(len(texts) - 2 * len(turns) + 1)
 
     def __len__(self) -> int:
         return len(self.image)

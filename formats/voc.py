@@ -9,9 +9,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
-from formats.common import attempt, find, head, naming
+from formats.common import find, head
 from formats.lists import chosen
 from formats.objects import Box, box, tasks
+from formats.wrong import attempt, naming
 
 ANNOTATIONS = ("Annotations/Horizontal Bounding Boxes", "Annotations", ".")
 FOLDERS = ("JPEGImages", "images", "JPEGImages-trainval", "JPEGImages-test", ".")
