@@ -301,7 +301,7 @@ def find_format(place: Path, name: str = ""):
 def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueError]:
     """The fields of each sample, pictures named in full; for a row that is wrong, the error."""
     reader, root = find_format(place, form), place if place.is_dir() else place.parent
-    known: dict[tuple, tuple] = {}
+    known: dict[tuple, tuple | None] = {}
     try:
         for row in reader.read(place, split):
             if isinstance(row, dict):
@@ -309,6 +309,9 @@ def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueE
                 if names not in known:
                     known[names] = inside(root, names)
                 row["images"] = known[names]
+                if known[names] is None:
+                    row = ValueError(f"{row['source']}: {', '.join(names)}: a data file may only "
+                                     f"name pictures inside {root}")
             yield row
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
@@ -361,12 +364,10 @@ def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Se
     return samples if split == "train" else gather_references(list(samples))
 
 
-def inside(root: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The paths of pictures named in a data file; none may leave the data's folder."""
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{name}: a data file may only name pictures inside {root}")
-    return tuple(str(root / name) for name in names)
+def inside(root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The paths of pictures named in a data file; None if one leaves the data's folder."""
+    leave = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
+    return None if leave else tuple(str(root / name) for name in names)
 
 
 def gather_references(samples: list[Sample]) -> list[Sample]:

@@ -27,12 +27,14 @@ def look(path: str) -> tuple[int, int, str]:
                 return *turned(tags.size, tags.turn), ""
             with Image.open(path) as image:
                 told = "" if ends_well(path, image.format) else f"{path}: cut off at its end"
-                return *turned(image.size, image.getexif().get(0x0112)), told
+                # Asked for what a PNG does not begin with, Pillow would decode it to the end.
+                asked = image.format != "PNG" or "exif" in image.info
+                return *turned(image.size, asked and image.getexif().get(0x0112)), told
     except PictureError as error:
         return 0, 0, str(error)
 
 
-def turned(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
+def turned(size: tuple[int, int], orientation: int | bool | None) -> tuple[int, int]:
     return size[::-1] if orientation in SWAPPED else size
 
 
