@@ -300,8 +300,7 @@ def find_format(place: Path, name: str = ""):
 
 def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueError]:
     """The fields of each sample, pictures named in full; for a row that is wrong, the error."""
-    reader, root = find_format(place, form), place if place.is_dir() else place.parent
-    known: dict[tuple, tuple | None] = {}
+    reader, root, known = find_format(place, form), place if place.is_dir() else place.parent, {}
     try:
         for row in reader.read(place, split):
             if isinstance(row, dict):
@@ -543,7 +542,8 @@ def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str) -> Callab
     def count(sample: Sample) -> int:
         long = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
         turns = turns_of(long, (1, 1), style=style)
-        return len(render(tokenizer, turns, visual_tokens, len(sample.images), style)[0])
+        pictures = sum(8 if is_clip(path) else 1 for path in sample.images)
+        return len(render(tokenizer, turns, visual_tokens, pictures, style)[0])
     return count
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ import chat
 import tiny
 from chat import Conversation, checked, free_name, referred
 from data import DataError, Tokenizer, load_image, preprocess, render
+from formats.pictures import limits, pillow
 from projector import SkyEyeGPT
 
 
@@ -130,6 +132,44 @@ def test_a_full_conversation_says_so_and_stays_usable(folder, picture):
     talk.reset()
     list(talk.ask("a road ?"))
     assert turns > 2 and len(talk.turns) == 1
+
+
+def test_a_large_picture_is_reduced_and_its_boxes_are_in_full_pixels(folder, tmp_path,
+                                                                     monkeypatch, capsys):
+    monkeypatch.setattr(limits, "LARGE", 5000)
+    for module in (limits, pillow):
+        monkeypatch.setattr(module, "LONGEST", 40)
+    talk = conversation(folder, [tiny.picture(tmp_path / "mosaic.png", 120, 80)])
+    assert talk.pictures[0].size == (120, 80) and talk.pictures[0].image.size == (40, 27)
+    assert "reduced 3 times" in capsys.readouterr().err
+    talk.turns = [("[refer] where is the ship ?", "{<50><50><99><99>}")]
+    (_, box), = talk.boxes()
+    assert box == pytest.approx((60.6, 40.4, 119.4, 79.6))
+    talk.save(tmp_path / "out.png")
+    drawn = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+    rows, columns = (abs(drawn - (255, 59, 48)).sum(axis=2) == 0).nonzero()
+    assert drawn.shape == (27, 40, 3) and 19 <= columns.min() <= 21 and 12 <= rows.min() <= 15
+
+
+def test_a_clip_is_shown_as_its_frames(folder, tmp_path):
+    for i in range(12):
+        tiny.picture(tmp_path / "clip" / f"frame{i}.png", seed=i)
+    talk = Conversation(*[getattr(conversation(folder, []), name) for name in
+                          ("model", "tokenizer")], [str(tmp_path / "clip")], {}, frames=3)
+    assert len(talk.pictures) == len(talk.images) == 3
+    wanted = np.asarray(Image.open(tmp_path / "clip" / "frame2.png"))       # middle of 0 .. 3
+    assert (np.asarray(talk.pictures[0].image) == wanted).all()
+
+
+def test_pictures_with_many_bands_need_to_be_told_which(folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 8, 6), dtype=np.uint8)
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "six.tif", pixels, photometric="minisblack", planarconfig="contig")
+    with pytest.raises(DataError, match="six.tif: 6 bands .* --bands"):
+        conversation(folder, [str(tmp_path / "six.tif")])
+    done = run(tmp_path / "six.tif", "--bands", "4,3,2", "--model", folder, "--prompt", "hi",
+               "--max_new_tokens", 2)
+    assert done.returncode == 0 and "bands 4, 3, 2 of 6" in done.stderr
 
 
 def test_unknown_pictures_change_nothing(folder, picture):

@@ -577,6 +577,23 @@ def samples(tmp_path_factory):
     return mixed
 
 
+@pytest.mark.parametrize("frames", [1, 3, 8])
+def test_a_clip_is_as_many_pictures_as_frames_are_asked_for(tmp_path, frames):
+    for i in range(10):
+        tiny.picture(tmp_path / "clip" / f"{i}.png", seed=i)
+    row = tiny.rows([sample("", "a ship", "video", [str(tmp_path / "clip")])], frames=frames)[0, 0]
+    assert len(row["images"]) == frames and (row["ids"] == -1).sum() == frames * N
+
+
+def test_a_large_jpeg_is_decoded_smaller_where_it_is_trained_on(tmp_path):
+    pixels = np.kron(np.random.default_rng(0).integers(0, 255, (10, 12, 3)), np.ones((60, 60, 1)))
+    path = str(tmp_path / "large.jpg")
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
+    trained = tiny.rows([sample("a", "b", "vqa", [path])])[0, 0]["images"][0]
+    exact = preprocess(load_image(path), 30)
+    assert (trained - exact).abs().max() < 0.15 and not torch.equal(trained, exact)
+
+
 def plan_of(rows, epoch):
     return [rows.members(epoch, i).tolist() for i in range(len(rows))]
 
