@@ -142,7 +142,7 @@ def test_a_large_picture_is_reduced_and_its_boxes_are_in_full_pixels(folder, tmp
     talk = conversation(folder, [tiny.picture(tmp_path / "mosaic.png", 120, 80)])
     assert talk.pictures[0].size == (120, 80) and talk.pictures[0].image.size == (40, 27)
     assert "reduced 3 times" in capsys.readouterr().err
-    talk.turns = [("[refer] where is the ship ?", "{<50><50><99><99>}")]
+    talk.turns = [("where ?", "{<50><50><99><99>}")]
     (_, box), = talk.boxes()
     assert box == pytest.approx((60.6, 40.4, 119.4, 79.6))
     talk.save(tmp_path / "out.png")
