@@ -14,7 +14,7 @@ cannot drift apart.
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from formats.pictures.clip import is_clip, read_clip
 from formats.pictures.pad import padded
 from formats.pictures.reading import Picture, PictureError, read_picture
 from formats.table import Table
-from formats.templates import CLEANED, TASKS, clean_text
+from formats.templates import CLEANED, NUMBERS, SIDES, TASKS, clean_text
 
 
 class DataError(Exception):
@@ -382,11 +382,6 @@ def gather_references(samples: list[Sample]) -> list[Sample]:
 
 # ---- rows for the model --------------------------------------------------------------------------
 
-SIDES = set("left right top bottom upper lower above below leftmost rightmost north south east "
-            "west northeast northwest southeast southwest".split())
-NUMBERS = set("no one two three four five six seven eight nine ten".split())
-
-
 def draw_move(samples: Sequence[Sample], rng: random.Random) -> Move:
     """A random move that contradicts no word of these samples: no mirror where a side is named,
     no crop where something is counted, pointed at or asked about."""
@@ -498,10 +493,16 @@ class Rows(torch.utils.data.Dataset):
         # A JPEG may be decoded at an eighth to a half of its size, if twice what is needed is left.
         pictures = load_pictures(samples[0].images, self.bands, self.frames, 2 * self.image_size)
         size = pictures[0].size if pictures else (1, 1)
-        turns = [(sample.source, turns_of(sample, size, move, rng, self.style))
-                 for sample in samples]
+        turns = [self.turns(sample, size, move, rng) for sample in samples]
         images = [preprocess(p.image, self.image_size, move, self.style) for p in pictures]
         return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
+
+    def turns(self, sample: Sample, size: tuple[int, int], move: Move, rng: random.Random
+              ) -> tuple[str, list[tuple[str, str]]]:
+        try:
+            return sample.source, turns_of(sample, size, move, rng, self.style)
+        except ValueError as error:                                 # a box that is in no picture
+            raise DataError(f"{sample.source}: {error}") from None
 
     def row(self, samples: list[tuple[str, list[tuple[str, str]]]], pictures: int
             ) -> dict[str, Tensor]:
@@ -537,14 +538,12 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 # ---- python data.py --check, --show --------------------------------------------------------------
 
-def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str) -> Callable[[Sample], int]:
-    """-> a function that tells how many tokens a sample takes, boxes at their longest."""
-    def count(sample: Sample) -> int:
-        long = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
-        turns = turns_of(long, (1, 1), style=style)
-        pictures = sum(8 if is_clip(path) else 1 for path in sample.images)
-        return len(render(tokenizer, turns, visual_tokens, pictures, style)[0])
-    return count
+def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str, sample: Sample) -> int:
+    """How many tokens a sample takes, its boxes at their longest."""
+    long = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
+    pictures = sum(8 if is_clip(path) else 1 for path in sample.images)
+    turns = turns_of(long, (1, 1), style=style)
+    return len(render(tokenizer, turns, visual_tokens, pictures, style)[0])
 
 
 def show(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:

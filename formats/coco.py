@@ -1,7 +1,6 @@
 """COCO: one JSON of images, annotations and categories (formats/objects.py makes the tasks).
 
-    FOLDER/instances_train.json   or instances_train2017.json, train.json; also in annotations/;
-                                  a file without a split in its name is every split
+    FOLDER/instances_train.json   or train.json, or in annotations/; no split named: all
     FOLDER/images/                or a folder called as the split (train, train2017)
 
 A bbox is x, y, width, height in pixels. Crowds count as objects.

@@ -45,3 +45,8 @@ def clean_text(text: str, words: int = 50) -> str:
     """Upstream's blip_caption: lower case, no punctuation but ? and comma, at most 50 words."""
     text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
     return " ".join(re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:words])
+
+# Words that forbid to mirror or turn a picture, and to crop it.
+SIDES = set("left right top bottom upper lower above below leftmost rightmost north south east "
+            "west northeast northwest southeast southwest".split())
+NUMBERS = set("no one two three four five six seven eight nine ten".split())

@@ -594,6 +594,13 @@ def test_a_large_jpeg_is_decoded_smaller_where_it_is_trained_on(tmp_path):
     assert (trained - exact).abs().max() < 0.15 and not torch.equal(trained, exact)
 
 
+def test_a_box_that_is_in_no_picture_is_named_with_its_row(tmp_path):
+    path = tiny.picture(tmp_path / "a.png", 40, 30)
+    rows = tiny.rows([sample("the ship", "<bbox>", "refer", [path], boxes=((50, 5, 60, 9),))])
+    with pytest.raises(DataError, match="here: the box .* is not in a picture of 40 x 30"):
+        rows[0, 0]
+
+
 def plan_of(rows, epoch):
     return [rows.members(epoch, i).tolist() for i in range(len(rows))]
 

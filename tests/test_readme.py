@@ -12,6 +12,7 @@ import tiny
 import train
 from chat import Conversation
 from data import Tokenizer
+from formats.checking.command import parse_args as parse_data_args
 from projector import PRESETS, SkyEyeGPT
 
 README = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,7 +34,7 @@ def test_every_command_has_a_script_that_knows_its_flags(command, capsys):
     assert (tiny.ROOT / f"{script}.py").exists()
     given = re.findall(r"(--\w+)", command.split(".py", 1)[1])
     parse = {"train": train.parse_args, "chat": chat.parse_args, "eval": evaluation.parse_args,
-             "projector": projector.parse_args}
+             "projector": projector.parse_args, "data": parse_data_args}
     if script in parse:
         with pytest.raises(SystemExit):
             parse[script](["--help"])

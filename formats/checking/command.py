@@ -2,8 +2,10 @@
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from formats import skyeye
 from formats.checking.check import check
 from formats.checking.splits import draw, read_splits
 
@@ -36,11 +38,13 @@ def main(collect: Callable, tokenizer: Callable, counter: Callable, show: Callab
         splits = read_splits(args, collect, error)
         if args.show:
             return draw(args, next(iter(splits.values()))[0], show)
-        count = counter(tokenizer(args.tokenizer), args.visual_tokens, args.prompt)
+        count = partial(counter, tokenizer(args.tokenizer), args.visual_tokens, args.prompt)
         report = check(splits, count, args.max_tokens, args.visual_tokens)
     except (error, OSError) as problem:
         print(f"data.py: {problem}", file=sys.stderr)
         return 2
+    for line in skyeye.matched(args.check) if skyeye.matches(args.check) else ():
+        print(line)
     print(report.text())
     if args.json:
         args.json.write_text(report.json() + "\n", encoding="utf-8")
