@@ -30,6 +30,7 @@ from formats import capera, caption_lists, class_folder, coco, dior_rsvg, dota, 
 from formats import nwpu_captions, rsicd, rsivqa, rsvqa, skyeye, voc
 from formats.boxes import BOX, Box, encode_box, parse_boxes
 from formats.checking import command
+from formats.checking.headers import look_at_all
 from formats.drawing import draw_boxes
 from formats.pictures.clip import is_clip, read_clip
 from formats.pictures.pad import padded
@@ -349,15 +350,14 @@ def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Se
     if not stage:
         single.join(talks)
     samples = (talks or single) if stage == 2 else (single or talks)
-    gone = {number: path for number, names in enumerate(samples.images) for path in names
-            if not Path(path).exists()}
-    if gone and skipped is None:
-        raise DataError(f"{next(iter(gone.values()))}: no such picture, {place} names it"
-                        f"{f' (and {len(gone) - 1} more)' if len(gone) > 1 else ''}")
-    if gone:
-        skipped += [f"{path}: no such picture" for path in gone.values()]
-        samples = Samples(vars(sample) for i, sample in enumerate(samples)
-                          if samples.image[i] not in gone)
+    looked = look_at_all(path for names in samples.images for path in names)
+    faults = {path: told for path, (_, _, told) in looked.items() if told}
+    if faults and skipped is None:
+        raise DataError(f"{next(iter(faults.values()))} ({place} names it"
+                        f"{f', and {len(faults) - 1} more like it' if len(faults) > 1 else ''})")
+    if faults:
+        skipped += faults.values()
+        samples = Samples(vars(sample) for sample in samples if not faults.keys() & sample.images)
     if not samples:
         raise DataError(f"{place}: no samples in split {split!r}")
     return samples if split == "train" else gather_references(list(samples))

@@ -232,7 +232,7 @@ def match_boxes(found: list[Box], truth: list[Box], at: float = 0.5) -> int:
 
 
 def boxes_in(text: str, row: dict) -> list[tuple[str, Box]]:
-    return parse_boxes(text, *row["size"], pad=row.get("pad", False))
+    return parse_boxes(text, *row["size"], row.get("corner", False), row.get("pad", False))
 
 
 def grid_ceiling(rows: list[dict]) -> float:
@@ -306,7 +306,8 @@ def batches(samples: list[Sample], size: int) -> Iterator[list[int]]:
 
 
 def predict(model: SkyEyeGPT, tokenizer: Tokenizer, samples: list[Sample], numbers: list[int],
-            device: str, bands: Sequence[int] = (), frames: int = 8) -> Iterator[dict]:
+            device: str, bands: Sequence[int] = (), frames: int = 8, corner: bool = False
+            ) -> Iterator[dict]:
     """Ask a batch of samples of one task, greedily -> one row for predictions.jsonl each."""
     style, prompts, pictures, questions, sizes = model.config.prompt, [], [], [], []
     for sample in (samples[i] for i in numbers):
@@ -324,7 +325,7 @@ def predict(model: SkyEyeGPT, tokenizer: Tokenizer, samples: list[Sample], numbe
         sample = samples[number]
         yield {"row": number, "source": sample.source, "image": list(sample.images),
                "task": sample.task, "type": sample.kind, "size": size, "question": question,
-               "pad": PROMPTS[style].pad,
+               "pad": PROMPTS[style].pad, "corner": corner,
                "answer": tokenizer.decode(answer), "boxes": sample.boxes,
                "references": list(sample.references or (sample.turns[0][1],))}
 
@@ -354,6 +355,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--format", default="", help="layout of the data (default: seen)")
     parser.add_argument("--bands", type=parse_bands, default=(), help="shown of more: 4,3,2")
     parser.add_argument("--frames", type=int, default=8, help="of a clip (default %(default)s)")
+    parser.add_argument("--corner", action="store_true", help="read a box number as upstream does, "
+                        "as the lower edge of its bin and not as the middle")
     parser.add_argument("--tasks", nargs="+", choices=tuple(SCORES), default=list(SCORES))
     parser.add_argument("--limit", type=int, default=0, help="rows of each task; 0: all")
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32)
@@ -382,7 +385,7 @@ def main(argv: list[str] | None = None) -> None:
             tqdm(total=len(samples), unit="row", disable=None) as bar:
         for numbers in batches(samples, args.batch_size):
             for row in predict(model, tokenizer, samples, numbers, args.device,
-                               args.bands, args.frames):
+                               args.bands, args.frames, args.corner):
                 print(json.dumps(row), file=file, flush=True)
                 rows.append(row)
             bar.update(len(numbers))

@@ -173,14 +173,26 @@ def test_what_is_wrong_stops_before_the_first_step_or_is_left_out_and_counted(ba
         read_data(bad / "mine.json")
     skipped = []
     samples = read_data(bad / "mine.json", skipped=skipped)
-    missing = 1
-    assert len(skipped) == len(BAD_ROWS) + missing
-    assert len(samples) == 4 + len(BAD_PICTURES) - missing
+    assert len(skipped) == len(BAD_ROWS) + len(BAD_PICTURES) and len(samples) == 4
+    assert {path for sample in samples for path in sample.images} == {
+        str(bad / GOOD), str(bad / "strip.png")}
     single, talks, wrong = collect(bad / "mine.json", "train")
     assert len(single) == 0 and len(talks) == 4 + len(BAD_PICTURES) and len(wrong) == len(BAD_ROWS)
 
 
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_a_bad_picture_stops_a_training_before_its_first_step(bad, tmp_path, name):
+    (tmp_path / "a.json").write_text(json.dumps([row(name)]))
+    if (bad / name).exists():
+        (tmp_path / name).write_bytes((bad / name).read_bytes())
+    done = subprocess.run([sys.executable, "train.py", "--model", "weights/nano", "--max_steps",
+                           "1", "--data", tmp_path / "a.json", "--output_dir", tmp_path / "out"],
+                          capture_output=True, text=True, cwd=tiny.ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("train.py: ") and name in done.stderr
+
+
 def test_a_missing_picture_is_named_before_the_first_step(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row("gone.png"), row("gone too.png")]))
-    with pytest.raises(DataError, match="gone.png: no such picture, .*a.json names it .and 1 more"):
+    with pytest.raises(DataError, match="gone.png: no such picture .*a.json names it, and 1 more"):
         read_data(tmp_path / "a.json")

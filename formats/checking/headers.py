@@ -19,7 +19,7 @@ LAST = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 def look(path: str) -> tuple[int, int, str]:
     """-> width and height as it is shown, and what is wrong; 0, 0 where they cannot be told."""
     if Path(path).is_dir() or Path(path).suffix.lower() in VIDEOS:
-        return 0, 0, ""
+        return 0, 0, "" if Path(path).exists() else f"{path}: no such video"
     try:
         with one_line(path), limit():
             tags = read_tags(path)
@@ -47,7 +47,7 @@ def ends_well(path: str, kind: str) -> bool:
 
 def look_at_all(paths: Iterable[str]) -> dict[str, tuple[int, int, str]]:
     """-> path: what `look` says."""
-    paths = list(paths)
+    paths = list(dict.fromkeys(paths))
     if len(paths) < 500:
         return {path: look(path) for path in paths}
     with Pool(os.cpu_count()) as pool:
