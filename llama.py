@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from formats.released.config import measure, read_config
 from formats.released.gather import read_base
@@ -194,6 +195,7 @@ class Decoder(nn.Module):
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
+        self.recompute = False      # in training: keep a layer's input alone, compute it twice
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
@@ -209,7 +211,10 @@ class Decoder(nn.Module):
             mask = cache.advance(positions)
         rope = rope_angles(positions, self.config)
         for layer in self.layers:
-            h = layer(h, positions, rope, mask, cache)                        # [B, T, D]
+            if self.recompute and torch.is_grad_enabled():
+                h = checkpoint(layer, h, positions, rope, mask, cache, use_reentrant=False)
+            else:
+                h = layer(h, positions, rope, mask, cache)                    # [B, T, D]
         return self.norm(h)                                                   # [B, T, D]
 
 

@@ -11,10 +11,17 @@ keeps its name (so weights load before or after), and B starts at zero (so a fre
 nothing). Merging is a call, never a side effect of train() or eval(). Names are those of
 MiniGPT-v2's checkpoints.
 
-Source: LoRA, arXiv 2106.09685 section 4.1.
-SkyEyeGPT: r = 64, alpha = 16, dropout 0.05, on q_proj and v_proj.
+MoE-LoRA puts several such pairs, the experts, beside the three matrices of an MLP; a router on the
+MLP's input chooses one expert a token, the same for all three:
+
+    y = W x + (alpha / r) sum over e of g_e B_e A_e x        p = softmax(router x)
+    g = onehot(argmax p) forwards, the gradient of p backwards; or, dense, g = p
+
+Sources: LoRA, arXiv 2106.09685 section 4.1; LLaVA-MoLE, arXiv 2401.16160 section 3.
+SkyEyeGPT: r = 64, alpha = 16, dropout 0.05, on q_proj and v_proj. RS-GPT4V published neither rank
+nor experts of its MoE-LoRA; ours are LLaVA-MoLE's, r = 32, alpha = 64, 3 experts.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +36,11 @@ class LoRAConfig:
     alpha: float = 16.0                                 # the product is scaled by alpha / r
     dropout: float = 0.05                               # on the input of A, in training
     targets: tuple[str, ...] = ("q_proj", "v_proj")     # names of the linear layers it is put on
+    experts: int = 0                                    # of every MLP; 0: no MoE-LoRA
+    dense: bool = False                                 # all experts, weighted by the router
+
+
+MOE_LORA = LoRAConfig(32, 64.0, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj"), experts=3)
 
 
 class Bare(nn.Linear):
@@ -66,8 +78,51 @@ class LoRALinear(Bare):
         return plain
 
 
+class ExpertLinear(LoRALinear):
+    """The experts' A and B lie below each other: lora_A [E r, n], lora_B [m, E r]."""
+
+    def __init__(self, base: nn.Linear, config: LoRAConfig):
+        super().__init__(base, replace(config, r=config.r * config.experts,
+                                       alpha=config.alpha * config.experts))
+
+    def forward(self, x: Tensor, gates: Tensor) -> Tensor:                    # [.., n], [.., E]
+        low = F.dropout(x, self.dropout, self.training).to(self.lora_A.weight.dtype)
+        low = self.lora_A(low).unflatten(-1, (gates.shape[-1], -1))           # [.., E, r]
+        low = (low * gates[..., None]).flatten(-2)                            # [.., E r]
+        return F.linear(x, self.weight, self.bias) + (self.scale * self.lora_B(low)).to(x.dtype)
+
+
+class ExpertMLP(nn.Module):
+    """A SwiGLU whose three matrices have experts, and the router they share."""
+
+    def __init__(self, mlp: nn.Module, config: LoRAConfig):
+        super().__init__()
+        self.dense = config.dense
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            setattr(self, name, ExpertLinear(getattr(mlp, name), config))
+        weight = mlp.gate_proj.weight
+        self.lora_router = Bare(weight.shape[1], config.experts, device=weight.device)
+        self.load: Tensor | int = 0                          # tokens that each expert was given
+        if not weight.is_meta:
+            nn.init.normal_(self.lora_router.weight, std=0.02)
+            nn.init.zeros_(self.lora_router.bias)
+
+    def forward(self, x: Tensor) -> Tensor:                                   # [.., D]
+        p = self.lora_router(x.to(self.lora_router.weight.dtype)).softmax(-1)     # [.., E]
+        first = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)              # [.., E]
+        if self.training:
+            self.load = self.load + first.detach().flatten(0, -2).sum(0)      # [E]
+        g = p if self.dense else first - p.detach() + p                       # [.., E]
+        return self.down_proj(F.silu(self.gate_proj(x, g)) * self.up_proj(x, g), g)
+
+
 def add_lora(model: nn.Module, config: LoRAConfig) -> int:
     """Put LoRA on every linear layer whose name is a target -> how many there were."""
+    if config.experts:
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if name == "mlp" and not isinstance(child, ExpertMLP):
+                    setattr(parent, name, ExpertMLP(child, config))
     count = 0
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -97,7 +152,12 @@ def merge_stored(tensors: dict[str, Stored], config: LoRAConfig) -> dict[str, St
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold every LoRA into its base weight: the same function, without LoRA."""
+    """Fold every LoRA into its base weight: the same function, without LoRA.
+
+    ValueError: experts depend on the token, so they cannot be folded into one weight.
+    """
+    if any(isinstance(module, ExpertMLP) for module in model.modules()):
+        raise ValueError("MoE-LoRA cannot be merged: which expert acts depends on the token")
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, LoRALinear):

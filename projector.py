@@ -200,7 +200,6 @@ def read_config(folder: Path) -> SkyEyeConfig:
 
 
 def empty_model(config: SkyEyeConfig, folder: str | Path) -> SkyEyeGPT:
-    """On the meta device: shapes without memory."""
     try:
         with torch.device("meta"):
             return SkyEyeGPT(config)
@@ -267,7 +266,8 @@ def main(argv: list[str] | None = None) -> None:
         config = read_config(args.model)
         tensors = read_tensors(args.model, config)
         check(args.model, shapes(empty_model(config, args.model)), tensors)
-        merged = merge_stored(tensors, config.lora) if config.lora else tensors
+        mergeable = config.lora and not config.lora.experts
+        merged = merge_stored(tensors, config.lora) if mergeable else tensors
         export.export(args.model, args.out, args.form, config, tensors, merged, DTYPES[args.dtype])
     print(f"wrote {args.out}", file=sys.stderr)
 

@@ -32,7 +32,7 @@ from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, r
 from examples.miniworld import WORLD, ensure_world
 from formats.pictures.bands import parse_bands
 from formats.released.files import write_safely
-from lora import LoRAConfig, add_lora
+from lora import MOE_LORA, LoRAConfig, add_lora
 from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config
 
 
@@ -56,7 +56,7 @@ class TrainConfig:
     tokenizer: str = option("weights/nano/tokenizer.model", "of a new model")
     output_dir: str = option("", "for checkpoints, log.jsonl and the result; empty: out/stageN")
     tune: str = option("", "what learns beside the projector; empty: full for a new model, else "
-                       "lora", ("", "lora", "full", "projector"))
+                       "lora", ("", "lora", "moe-lora", "full", "projector"))
     train_vit: bool = option(False, "let the vision encoder learn too")
     max_steps: int = option(50_000, "optimizer steps")
     batch_size: int = option(6, "rows a process and micro-step")
@@ -73,6 +73,9 @@ class TrainConfig:
     lora_r: int = option(64, "rank of the LoRA")
     lora_alpha: float = option(16.0, "the LoRA is scaled by alpha / r")
     lora_dropout: float = option(0.05, "dropout on the LoRA's input")
+    lora_targets: tuple[str, ...] = option(LoRAConfig.targets, "layers that get a LoRA")
+    grad_checkpoint: bool = option(False, "keep less of the language model's layers, compute them "
+                                   "twice: slower, in less memory")
     max_tokens: int = option(1024, "longest sample; a longer one is an error")
     dtype: str = option("auto", "arithmetic; auto: bf16 on a GPU, fp32 on a CPU",
                         ("auto", *DTYPES))
@@ -129,31 +132,38 @@ def settle(given: dict) -> TrainConfig:
 
 # ---- model, optimizer, schedule ------------------------------------------------------------------
 
-def build_model(config: TrainConfig, device: str) -> tuple[SkyEyeGPT, Tokenizer]:
-    """The model with just those parameters trainable, in float32, that --tune names."""
+def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.float32
+                ) -> tuple[SkyEyeGPT, Tokenizer]:
+    """The model with just those parameters trainable, in float32, that --tune names; where they
+    are few, the frozen ones are kept in the type that is computed with."""
+    place = config.tokenizer
     if config.model:
-        model = SkyEyeGPT.from_pretrained(config.model, device)
+        few = config.tune != "full" and not config.train_vit
+        model = SkyEyeGPT.from_pretrained(config.model, device, dtype if few else torch.float32)
         place = Path(config.model) / "tokenizer.model"
     else:
         model = SkyEyeGPT(PRESETS[config.preset]).to(device)
-        place = config.tokenizer
     tokenizer = Tokenizer(place, model.config.llama.vocab_size)
     numbers = tokenizer.model.piece_to_id([f"<{i}>" for i in range(101)])
     if not config.model and 0 not in numbers:           # each number of a box is one piece
         model.llama_model.draw_ordered(numbers)
-    if config.tune == "lora" and not model.config.lora:
-        lora = LoRAConfig(config.lora_r, config.lora_alpha, config.lora_dropout)
+    if "lora" in config.tune and not model.config.lora:
+        own = LoRAConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)
+        lora = MOE_LORA if config.tune == "moe-lora" else own
         add_lora(model.llama_model, lora)
         model.config = dataclasses.replace(model.config, lora=lora)
+    model.llama_model.model.recompute = config.grad_checkpoint
     for name, parameter in model.named_parameters():
         parameter.requires_grad = is_trained(name, config)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
     return model, tokenizer
 
 
 def is_trained(name: str, config: TrainConfig) -> bool:
     if name.startswith("visual_encoder."):
         return config.train_vit
-    lora = config.tune == "lora" and ".lora_" in name
+    lora = "lora" in config.tune and ".lora_" in name
     return lora or config.tune == "full" or name.startswith("llama_proj.")
 
 
@@ -321,7 +331,7 @@ def train(config: TrainConfig) -> None:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     out = Path(config.output_dir)
     torch.manual_seed(config.seed)
-    model, tokenizer = build_model(config, device)
+    model, tokenizer = build_model(config, device, dtype)
     rows = prepare_data(config, model, tokenizer, rank)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)

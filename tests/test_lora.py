@@ -1,10 +1,13 @@
 """LoRA: what it computes, what it leaves alone, and how it goes away again."""
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 import tiny
 from llama import PRESETS, Linear, Llama
-from lora import LoRAConfig, LoRALinear, add_lora, lora_state_dict, merge_lora
+from lora import MOE_LORA, LoRAConfig, LoRALinear, add_lora, lora_state_dict, merge_lora
 
 
 def with_lora(config=tiny.LORA, seed=0):
@@ -125,3 +128,89 @@ def test_a_merged_weight_keeps_the_type_and_the_bias_of_its_base():
     plain = layer.merged()
     assert plain.weight.dtype == torch.bfloat16
     assert torch.equal(plain.bias, base.bias)
+
+
+# ---- MoE-LoRA ------------------------------------------------------------------------------------
+
+MOE = LoRAConfig(r=5, alpha=3.0, dropout=0.0, targets=("q_proj", "o_proj"), experts=3)
+
+
+def with_experts(config=MOE, seed=0):
+    model = Llama(tiny.LLAMA)
+    add_lora(model, config)
+    return tiny.randomize(model, seed)
+
+
+def naive(layer, x, gates):
+    """One expert after the other, one token after the other."""
+    out = x @ layer.weight.T
+    for t in range(len(x)):
+        for e, gate in enumerate(gates[t]):
+            a, b = layer.lora_A.weight[5 * e:5 * e + 5], layer.lora_B.weight[:, 5 * e:5 * e + 5]
+            out[t] += gate * 3.0 / 5 * (b @ (a @ x[t]))
+    return out
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@torch.no_grad()
+def test_experts_compute_what_the_loops_say(dense):
+    mlp = with_experts(replace(MOE, dense=dense)).model.layers[1].mlp
+    x = torch.randn(9, tiny.LLAMA.width)
+    p = (x @ mlp.lora_router.weight.T + mlp.lora_router.bias).softmax(-1)
+    gates = p if dense else torch.eye(3)[p.argmax(-1)]
+    assert len(set(p.argmax(-1).tolist())) > 1
+    hidden = F.silu(naive(mlp.gate_proj, x, gates)) * naive(mlp.up_proj, x, gates)
+    torch.testing.assert_close(mlp(x), naive(mlp.down_proj, hidden, gates), rtol=1e-4, atol=1e-4)
+
+
+def test_fresh_experts_change_no_bit():
+    model, ids = tiny.randomize(Llama(tiny.LLAMA)), tiny.ids(2, 9)
+    before = model(ids)
+    assert add_lora(model, MOE) == 8
+    assert torch.equal(model(ids), before)
+
+
+def test_the_router_learns_through_the_one_expert_it_chose():
+    """Straight through: the gradient is that of the gates p, at the point where g is one-hot."""
+    mlp = with_experts().model.layers[0].mlp
+    x = torch.randn(7, tiny.LLAMA.width)
+    mlp(x).square().sum().backward()
+    found = mlp.lora_router.weight.grad
+    p = (x @ mlp.lora_router.weight.T + mlp.lora_router.bias).softmax(-1)
+    gates = torch.eye(3)[p.argmax(-1)].requires_grad_()
+    hidden = F.silu(naive(mlp.gate_proj, x, gates)) * naive(mlp.up_proj, x, gates)
+    naive(mlp.down_proj, hidden, gates).square().sum().backward()
+    (wanted,) = torch.autograd.grad(p, mlp.lora_router.weight, gates.grad)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    assert found.abs().max() > 0.01
+
+
+def test_the_base_keeps_its_names_and_what_is_added_is_called_lora():
+    model, plain = with_experts(), Llama(tiny.LLAMA)
+    names = set(model.state_dict())
+    assert set(plain.state_dict()) <= names
+    assert all(".lora_" in name for name in names - set(plain.state_dict()))
+
+
+def test_each_experts_load_is_counted_in_training():
+    model = with_experts().train()
+    model(tiny.ids(2, 9))
+    mlp = model.model.layers[0].mlp
+    assert mlp.load.sum() == 18 and mlp.load.shape == (3,)
+    model.eval()(tiny.ids(2, 9))
+    assert mlp.load.sum() == 18
+
+
+def test_experts_cannot_be_merged():
+    with pytest.raises(ValueError, match="cannot be merged"):
+        merge_lora(with_experts())
+
+
+def test_on_the_7b_the_parameters_of_experts_and_routers_are_counted():
+    with torch.device("meta"):
+        model = Llama(PRESETS["llama2_7b"])
+        add_lora(model, MOE_LORA)
+    attention, mlp = 4 * 2 * 32 * 4096, 3 * 3 * 32 * (4096 + 11008)
+    router = 3 * 4096 + 3
+    found = sum(tensor.numel() for tensor in lora_state_dict(model).values())
+    assert found == 32 * (attention + mlp + router)

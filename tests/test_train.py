@@ -14,7 +14,7 @@ import tiny
 import train
 from data import collate
 from examples.miniworld import write_world
-from lora import LoRAConfig
+from lora import MOE_LORA, LoRAConfig
 from projector import SkyEyeGPT
 from train import (
     TrainConfig,
@@ -132,6 +132,73 @@ def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(folder, tmp_path, 
         step(model.train(), [collate([rows[0, 2 * i], rows[0, 2 * i + 1]])], optimizer, config)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != p.requires_grad, name
+
+
+def test_moe_lora_learns_projector_attention_loras_experts_and_routers(tmp_path):
+    plain = dataclasses.replace(tiny.SKYEYE, lora=None)
+    names, model = names_that_learn(str(tiny.model_folder(tmp_path, plain)), tune="moe-lora")
+    assert model.config.lora == MOE_LORA
+    thin = [*(f"self_attn.{x}_proj" for x in "qkvo"),
+            *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
+    added = [f"{name}.lora_{x}.weight" for name in thin for x in "AB"]
+    added += ["mlp.lora_router.weight", "mlp.lora_router.bias"]
+    assert names == {"llama_proj.weight", "llama_proj.bias", *(
+        f"llama_model.model.layers.{i}.{name}" for i in range(tiny.TALKER.depth) for name in added)}
+
+
+def test_a_moe_lora_is_saved_beside_its_base_and_comes_back(tmp_path):
+    base = tiny.model_folder(tmp_path / "base", dataclasses.replace(tiny.SKYEYE, lora=None))
+    train.train(settings(
+        str(base), tune="moe-lora", data=(str(tiny.talks(tmp_path, 3)),), max_steps=2, batch_size=2,
+        output_dir=str(tmp_path / "out")))
+    back = SkyEyeGPT.from_pretrained(tmp_path / "out")
+    assert back.config.lora == MOE_LORA
+    routers = [t for n, t in back.state_dict().items() if "lora_router.weight" in n]
+    assert len(routers) == tiny.TALKER.depth and all(t.abs().sum() > 0 for t in routers)
+    assert (tmp_path / "out" / "adapter.safetensors").is_file()
+
+
+@pytest.mark.parametrize("tune", ["lora", "moe-lora", "full", "projector"])
+def test_llava_trains_with_vicunas_prompt(tmp_path, tune):
+    """CLIP's eye, two layers of projector, a padded picture, several questions in a row."""
+    clip = dataclasses.replace(tiny.VIT, clip=True)
+    base = tiny.model_folder(tmp_path / "base", dataclasses.replace(
+        tiny.SKYEYE, vit=clip, lora=None, joined=1, projector="mlp2x_gelu", prompt="vicuna_v1",
+        llama=dataclasses.replace(tiny.TALKER, max_positions=512)))
+    train.train(settings(str(base), tune=tune, data=(str(tiny.talks(tmp_path, 3)),), max_steps=2,
+                         batch_size=2, questions_per_image=2, output_dir=str(tmp_path / "out")))
+    first, after = SkyEyeGPT.from_pretrained(base), SkyEyeGPT.from_pretrained(tmp_path / "out")
+    moved = {n for n, t in after.state_dict().items()
+             if ".lora_" not in n and not torch.equal(t, first.state_dict()[n])}
+    assert {"llama_proj.linear_1.weight", "llama_proj.linear_2.bias"} <= moved
+    assert (tune == "full") == ("llama_model.lm_head.weight" in moved)
+
+
+@pytest.mark.parametrize("tune", ["lora", "moe-lora", "full"])
+def test_recomputed_layers_give_the_same_loss_and_gradients(tmp_path, tune):
+    folder = str(tiny.model_folder(tmp_path / "m", dataclasses.replace(tiny.SKYEYE, lora=None)))
+    batch = collate([tiny.rows(tiny.captions(tmp_path, 4), questions=2)[0, i] for i in range(2)])
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model, _ = build_model(settings(folder, tune=tune, grad_checkpoint=recompute), "cpu")
+        tiny.randomize(model)
+        torch.manual_seed(1)                                    # dropout
+        loss = model.train()(**batch)
+        loss.backward()
+        found.append((loss.item(), {n: p.grad for n, p in model.named_parameters()
+                                    if p.grad is not None}))
+    (one, plain), (two, recomputed) = found
+    assert one == two and plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_what_is_frozen_is_kept_in_the_type_that_is_computed_with(folder):
+    model, _ = build_model(settings(folder), "cpu", torch.bfloat16)
+    for name, p in model.named_parameters():
+        assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16), name
+    whole, _ = build_model(settings(folder, tune="full"), "cpu", torch.bfloat16)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
 
 
 def test_only_a_new_model_starts_with_ordered_numbers(tmp_path):

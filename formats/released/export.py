@@ -28,6 +28,8 @@ def export(folder: Path, out: Path, form: str, config, tensors: dict[str, Stored
              if ".lora_" in name or name.startswith("llama_proj.")}
     if form in ("peft", "minigpt_v2") and not config.lora:
         raise ModelError(f"{folder}: there is no LoRA in it")
+    if config.lora and config.lora.experts:
+        raise ModelError(f"{folder}: MoE-LoRA cannot be merged, and nobody else reads it")
     check_empty(out)
     if form == "peft":
         peft.write_folder(out, added, config.lora, config.base)
