@@ -10,15 +10,15 @@ batch: the same on one process as on many, with one large batch as with several 
 """
 import argparse
 import dataclasses
-import json
 import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -31,7 +31,13 @@ from tqdm import tqdm
 from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
 from formats.pictures.bands import parse_bands
-from formats.released.files import write_safely
+from formats.training.disk import SaveError
+from formats.training.log import Log
+from formats.training.plot import plot
+from formats.training.state import Parts
+from formats.training.stopping import Stop
+from formats.training.telling import explain_memory, is_out_of_memory
+from formats.training.watching import Diverged, Watch, untrained
 from lora import MOE_LORA, LoRAConfig, add_lora
 from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config
 
@@ -87,6 +93,7 @@ class TrainConfig:
     save_total_limit: int = option(2, "checkpoints kept; 0: all")
     log_steps: int = option(10, "steps between lines of log.jsonl")
     resume: str = option("", "a checkpoint folder, or auto: the newest in output_dir")
+    force: bool = option(False, "resume although the settings have changed")
 
 
 RECIPES = {     # what a model this small needs instead, by stage; a flag that is given wins
@@ -197,6 +204,11 @@ def row_keys(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
         yield [divmod(i, len(rows)) for i in range(first, first + config.batch_size)]
 
 
+def sources(rows: Rows, config: TrainConfig, step: int, rank: int, world: int) -> list[str]:
+    keys = islice(row_keys(rows, config, step - 1, rank, world), config.grad_accum)
+    return [rows.samples[i].source for micro in keys for key in micro for i in rows.members(*key)]
+
+
 def loader(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
            ) -> Iterator[tuple[dict, ...]]:
     """-> the micro-batches of each step."""
@@ -206,55 +218,12 @@ def loader(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
     return zip(*[batches] * config.grad_accum, strict=True)
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------
-
-def save_checkpoint(model: SkyEyeGPT, optimizer, scaler, step: int, config: TrainConfig) -> None:
-    """checkpoint-N: a model folder and trainer.pt, whole or not at all."""
-    out = Path(config.output_dir)
-    final, temporary = out / f"checkpoint-{step}", out / f"checkpoint-{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_model(model, temporary, config)
-    state = {"step": step, "config": dataclasses.asdict(config),
-             "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-             "parameters": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}}
-    write_safely(temporary / "trainer.pt", lambda path: torch.save(state, path))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    if config.save_total_limit:
-        for old in checkpoints(out)[:-config.save_total_limit]:
-            shutil.rmtree(old)
-
-
-def save_model(model: SkyEyeGPT, folder: Path, config: TrainConfig) -> None:
+def save_model(model: SkyEyeGPT, config: TrainConfig, folder: Path) -> None:
     """Whole, or beside its base what learned: the projector and the LoRA."""
     whole = config.tune == "full" or config.train_vit
     model.save_pretrained(folder, base="" if whole else config.model)
     source = Path(config.model) / "tokenizer.model" if config.model else Path(config.tokenizer)
     shutil.copyfile(source, folder / "tokenizer.model")
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = (path for path in out.glob("checkpoint-*") if path.name[11:].isdigit())
-    return sorted(found, key=lambda path: int(path.name[11:]))
-
-
-def load_checkpoint(model: SkyEyeGPT, optimizer, scaler, config: TrainConfig) -> int:
-    """-> the step to go on with."""
-    out = Path(config.output_dir)
-    found = checkpoints(out) if config.resume == "auto" else [Path(config.resume)]
-    if not found:
-        return 0
-    if not (found[-1] / "trainer.pt").is_file():
-        raise DataError(f"{found[-1]}: no checkpoint, it has no trainer.pt")
-    state = torch.load(found[-1] / "trainer.pt", map_location="cpu", weights_only=True)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in state["parameters"].items():
-            parameters[name].copy_(value)
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    return state["step"]
 
 
 # ---- the loop ------------------------------------------------------------------------------------
@@ -282,8 +251,7 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
 
 
 def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
-    usual = "cuda" if torch.cuda.is_available() else "cpu"
-    device = config.device.replace("auto", usual)
+    device = config.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     if device.split(":")[0] not in ("cpu", "cuda", "mps", "xpu"):
         raise DataError(f"--device {device}: unknown; cpu, cuda, mps or xpu")
     if device == "cuda":
@@ -293,9 +261,10 @@ def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
 
 
 def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim.Optimizer,
-               scaler: torch.amp.GradScaler, config: TrainConfig, device: str, dtype: torch.dtype
-               ) -> tuple[float, float]:
-    """-> the loss over all processes' supervised tokens, and the gradient's norm."""
+               scaler: torch.amp.GradScaler, config: TrainConfig, device: str, dtype: torch.dtype,
+               watch: Watch) -> tuple[float, float]:
+    """-> the loss over all processes' supervised tokens, and the gradient's norm; a step without
+    a finite one is skipped, and counted by `watch`."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     counts = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]    # supervised
     total = torch.tensor(float(sum(counts)), device=device)
@@ -318,13 +287,24 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
         dist.all_reduce(loss_sum)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
-    scaler.step(optimizer)
-    scaler.update()
+    loss, norm = loss_sum.item(), norm.item()
+    if not watch.look(loss, 0.0 if scaler.is_enabled() else norm):      # it skips infinities itself
+        scaler.step(optimizer)
+        scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss_sum.item(), norm.item()
+    return loss, norm
 
 
-def train(config: TrainConfig) -> None:
+def asked_to_stop(stop: Stop, device: str) -> bool:
+    """Whether any process got a signal."""
+    if not dist.is_initialized():
+        return stop.signal > 0
+    asked = torch.tensor(float(stop.signal), device=device)
+    dist.all_reduce(asked, dist.ReduceOp.MAX)
+    return asked.item() > 0
+
+
+def train(config: TrainConfig) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device, dtype = pick_device(config)
     if world > 1:
@@ -335,7 +315,8 @@ def train(config: TrainConfig) -> None:
     rows = prepare_data(config, model, tokenizer, rank)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    start = load_checkpoint(model, optimizer, scaler, config) if config.resume else 0
+    parts = Parts(model, optimizer, scaler, dataclasses.asdict(config))
+    start = parts.load(out, config.resume, config.force) if config.resume else 0
     if config.compile:
         for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
             block.compile(dynamic=True)
@@ -344,32 +325,36 @@ def train(config: TrainConfig) -> None:
     if rank == 0:
         describe(model, rows, config, device, dtype)
         out.mkdir(parents=True, exist_ok=True)
-        log = open(out / "log.jsonl", "a", encoding="utf-8")
-    bar = tqdm(total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None)
-    clock = time.perf_counter()
-    for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
-        torch.manual_seed(config.seed + step * world + rank)        # dropout, also of a resumed run
-        lr = learning_rate(step - 1, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        loss, norm = train_step(wrapped, batches, optimizer, scaler, config, device, dtype)
-        bar.update()
-        if step == 1 and config.model and loss > 0.95 * math.log(model.config.llama.vocab_size):
-            bar.write(f"the first loss, {loss:.2f}, is that of guessing: is the model trained?")
-        if rank == 0 and (step % config.log_steps == 0 or step == start + 1):
-            clock, passed = time.perf_counter(), time.perf_counter() - clock
-            speed = rows.block * (1 if step == start + 1 else config.log_steps) / passed
-            bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {speed:.1f} rows/s")
-            print(json.dumps({"step": step, "loss": loss, "lr": lr, "norm": norm,
-                              "rows_per_s": round(speed, 2)}), file=log, flush=True)
-        if rank == 0 and step % config.save_steps == 0 and step < config.max_steps:
-            save_checkpoint(model, optimizer, scaler, step, config)
-    bar.close()
+    log, watch, good, ends = Log(out / "log.jsonl", config.log_steps, rank), Watch(), None, False
+    with Stop(quiet=rank > 0) as stop, tqdm(total=config.max_steps, initial=start, unit="step",
+                                            disable=rank > 0 or None) as bar:
+        for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
+            torch.manual_seed(config.seed + step * world + rank)    # dropout, also when resumed
+            lr = learning_rate(step - 1, config)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss, norm = train_step(wrapped, batches, optimizer, scaler, config, device, dtype,
+                                    watch)
+            bar.update()
+            if step == 1 and config.model and untrained(loss, model.config.llama.vocab_size):
+                bar.write(f"the first loss, {loss:.2f}, is that of guessing: is the model trained?")
+            bad = sources(rows, config, step, rank, world) if watch.bad else []
+            bar.set_postfix_str(log.add(step, loss, lr, norm, batches, world, bad))
+            ends = asked_to_stop(stop, device) and step < config.max_steps
+            if rank == 0 and (ends or step % config.save_steps == 0 and step < config.max_steps):
+                good = parts.save(out, step, partial(save_model, model, config),
+                                  config.save_total_limit)
+            watch.check(step, good)
+            if ends:
+                break
+    if rank == 0 and not ends:
+        save_model(model, config, out)
+        plot(out / "log.jsonl", out / "loss.png")
     if rank == 0:
-        save_model(model, out, config)
-        print(f"saved {out}", file=sys.stderr)
+        print(f"saved {good if ends else out}", file=sys.stderr)
     if world > 1:
         dist.destroy_process_group()
+    return (stop.code or 143) if ends else 0
 
 
 def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, device: str, dtype: torch.dtype
@@ -383,8 +368,13 @@ def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, device: str, dty
 
 if __name__ == "__main__":
     try:
-        train(parse_args())
-    except (DataError, ModelError) as error:        # a loader process puts its traceback in front
-        line = str(error).splitlines()[-1].removeprefix("data.DataError: ")
-        print(f"train.py: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(train(parse_args()))
+    except (DataError, ModelError, SaveError, Diverged) as error:
+        line = str(error).splitlines()[-1]              # a loader process puts a traceback in front
+        print(f"train.py: {line.removeprefix('data.DataError: ')}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"train.py: {explain_memory(error, 'cuda' if torch.cuda.is_available() else 'cpu')}",
+              file=sys.stderr)
+    sys.exit(2)

@@ -14,12 +14,13 @@ import tiny
 import train
 from data import collate
 from examples.miniworld import write_world
+from formats.training.checkpoints import complete
+from formats.training.watching import Watch
 from lora import MOE_LORA, LoRAConfig
 from projector import SkyEyeGPT
 from train import (
     TrainConfig,
     build_model,
-    checkpoints,
     learning_rate,
     make_optimizer,
     parse_args,
@@ -52,7 +53,7 @@ def log(out):
 
 def step(model, batches, optimizer, config):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return train_step(model, batches, optimizer, scaler, config, "cpu", torch.float32)
+    return train_step(model, batches, optimizer, scaler, config, "cpu", torch.float32, Watch())
 
 
 # ---- schedule and flags --------------------------------------------------------------------------
@@ -340,10 +341,10 @@ def test_a_run_with_the_same_seed_is_the_same_and_another_seed_is_another(folder
 
 def test_the_newest_checkpoints_are_kept_and_each_is_a_model_folder(folder, talks, tmp_path):
     run(folder, talks, tmp_path, save_steps=1, save_total_limit=2, max_steps=12)
-    found = checkpoints(tmp_path)
+    found = complete(tmp_path)
     assert [path.name for path in found] == ["checkpoint-10", "checkpoint-11"]
     (tmp_path / "checkpoint-99.tmp").mkdir()
-    assert checkpoints(tmp_path) == found
+    assert complete(tmp_path) == found
     for path in (*found, tmp_path):
         model = SkyEyeGPT.from_pretrained(path)
         assert model.config.lora == DROPPING.lora

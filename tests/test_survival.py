@@ -1,0 +1,154 @@
+"""A training that is stopped, killed or starved loses nothing that was saved."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from formats.training.checkpoints import complete
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny model and six conversations."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny.model_folder(folder / "model")
+    tiny.talks(folder / "data", 6, texts=2)
+    return folder
+
+
+def command(place, out, steps, *more):
+    return [sys.executable, "train.py", "--model", place / "model", "--data",
+            place / "data" / "talks.json", "--stage", "2", "--output_dir", out, "--max_steps",
+            steps, "--batch_size", "2", "--lr", "1e-3", "--log_steps", "1", *more]
+
+
+def start(place, out, steps, *more):
+    return subprocess.Popen(list(map(str, command(place, out, steps, *more))), text=True,
+                            cwd=tiny.ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
+
+
+def run(place, out, steps, *more):
+    process = start(place, out, steps, *more)
+    _, said = process.communicate()
+    return process.returncode, said
+
+
+def logged(out):
+    file = out / "log.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def wait_for(out, step, seconds=60):
+    end = time.time() + seconds
+    while time.time() < end and not any(row["step"] >= step for row in logged(out)):
+        time.sleep(0.02)
+
+
+def weights(out):
+    return load_file(out / "adapter.safetensors")
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.fixture(scope="module")
+def unbroken(place, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    assert run(place, out, 400)[0] == 0
+    return weights(out)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_after_a_saved_step_and_the_run_goes_on_to_the_same_bits(
+        place, unbroken, tmp_path, number, code):
+    process = start(place, tmp_path, 400, "--save_steps", 1000)
+    wait_for(tmp_path, 5)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in said and "checkpoint-" in said
+    (kept,) = complete(tmp_path)
+    assert 5 <= int(kept.name[11:]) < 400
+    assert run(place, tmp_path, 400, "--resume", "auto", "--save_steps", 1000)[0] == 0
+    assert equal(weights(tmp_path), unbroken)
+    assert (tmp_path / "loss.png").is_file()
+
+
+def test_kills_at_random_moments_lose_at_most_the_steps_since_the_last_save(
+        place, unbroken, tmp_path):
+    """Saved every third step and killed without warning, again and again."""
+    rng, steps = random.Random(0), 0
+    for _ in range(int(os.environ.get("KILLS", 4))):
+        process = start(place, tmp_path, 400, "--save_steps", 3, "--resume", "auto")
+        wait_for(tmp_path, steps + 3)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+        found = complete(tmp_path)
+        last = max((row["step"] for row in logged(tmp_path)), default=0)
+        steps = int(found[-1].name[11:]) if found else 0
+        assert steps >= last - 3 - 1
+    assert run(place, tmp_path, 400, "--save_steps", 50, "--resume", "auto", "--force")[0] == 0
+    assert equal(weights(tmp_path), unbroken)
+
+
+def test_a_changed_setting_is_refused_by_name_unless_forced(place, tmp_path):
+    assert run(place, tmp_path, 4, "--save_steps", 2)[0] == 0
+    code, said = run(place, tmp_path, 4, "--save_steps", 2, "--resume", "auto", "--clip", "0.5")
+    assert code == 2 and "clip 1.0 -> 0.5" in said and "--force" in said
+    assert run(place, tmp_path, 4, "--resume", "auto", "--clip", "0.5", "--force")[0] == 0
+    assert run(place, tmp_path, 4, "--resume", "auto", "--num_workers", "1")[0] == 0
+
+
+def test_a_torn_checkpoint_is_passed_over_and_told(place, tmp_path):
+    assert run(place, tmp_path, 6, "--save_steps", 2)[0] == 0
+    newest = complete(tmp_path)[-1]
+    state = newest / "trainer.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    code, said = run(place, tmp_path, 6, "--save_steps", 2, "--resume", "auto")
+    assert code == 0 and f"{newest.name} is torn" in said
+
+
+def test_the_number_of_loader_processes_changes_no_bit(place, tmp_path):
+    for workers in (0, 2):
+        assert run(place, tmp_path / str(workers), 12, "--num_workers", workers)[0] == 0
+    assert equal(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+def test_losses_that_are_no_number_are_skipped_told_and_end_the_run(place, tmp_path):
+    """A learning rate that explodes: three steps in a row, then one line and exit code 2."""
+    code, said = run(place, tmp_path, 40, "--tune", "full", "--lr", "1e30", "--clip", "0",
+                     "--warmup_steps", "0", "--save_steps", 1)
+    line = said.strip().splitlines()[-1]
+    assert code == 2 and "3 steps in a row" in line and "checkpoint-" in line
+    skipped = [row for row in logged(tmp_path) if row.get("skipped")]
+    assert len(skipped) == 3 and all("talks.json:" in name for row in skipped
+                                     for name in row["rows"])
+    state = torch.load(complete(tmp_path)[-1] / "trainer.pt", weights_only=True)
+    assert state["where"]["torch"] == str(torch.__version__)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(place, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "none", disk],
+                             capture_output=True).returncode == 0
+    if not mounted:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        code, said = run(place, disk, 30, "--save_steps", 2, "--save_total_limit", 0)
+        assert code == 2 and "bytes to write" in said.strip().splitlines()[-1]
+        assert complete(disk)
+    finally:
+        subprocess.run(["umount", disk], check=True)
