@@ -167,3 +167,11 @@ def merge_lora(model: nn.Module) -> None:
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The LoRA tensors alone, by their names in the model."""
     return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+
+
+def expert_load(model: nn.Module) -> list[float]:
+    """The part of the tokens that each expert was given in training, over all layers; [] without
+    experts."""
+    loads = [module.load for module in model.modules() if isinstance(module, ExpertMLP)]
+    total = sum(loads)
+    return (total / total.sum()).tolist() if isinstance(total, Tensor) else []

@@ -38,7 +38,7 @@ from formats.training.state import Parts
 from formats.training.stopping import Stop
 from formats.training.telling import explain_memory, is_out_of_memory
 from formats.training.watching import Diverged, Watch, untrained
-from lora import MOE_LORA, LoRAConfig, add_lora
+from lora import MOE_LORA, LoRAConfig, add_lora, expert_load
 from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config
 
 
@@ -324,8 +324,8 @@ def train(config: TrainConfig) -> int:
     wrapped.train()
     if rank == 0:
         describe(model, rows, config, device, dtype)
-        out.mkdir(parents=True, exist_ok=True)
-    log, watch, good, ends = Log(out / "log.jsonl", config.log_steps, rank), Watch(), None, False
+    log = Log(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model))
+    watch, good, ends = Watch(), None, False
     with Stop(quiet=rank > 0) as stop, tqdm(total=config.max_steps, initial=start, unit="step",
                                             disable=rank > 0 or None) as bar:
         for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
@@ -375,6 +375,6 @@ if __name__ == "__main__":
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"train.py: {explain_memory(error, 'cuda' if torch.cuda.is_available() else 'cpu')}",
-              file=sys.stderr)
+        place = "cuda" if torch.cuda.is_available() else "cpu"
+        print(f"train.py: {explain_memory(error, place)}", file=sys.stderr)
     sys.exit(2)

@@ -7,7 +7,15 @@ import torch.nn.functional as F
 
 import tiny
 from llama import PRESETS, Linear, Llama
-from lora import MOE_LORA, LoRAConfig, LoRALinear, add_lora, lora_state_dict, merge_lora
+from lora import (
+    MOE_LORA,
+    LoRAConfig,
+    LoRALinear,
+    add_lora,
+    expert_load,
+    lora_state_dict,
+    merge_lora,
+)
 
 
 def with_lora(config=tiny.LORA, seed=0):
@@ -199,6 +207,9 @@ def test_each_experts_load_is_counted_in_training():
     assert mlp.load.sum() == 18 and mlp.load.shape == (3,)
     model.eval()(tiny.ids(2, 9))
     assert mlp.load.sum() == 18
+    counts = sum(layer.mlp.load for layer in model.model.layers)
+    assert expert_load(model) == pytest.approx((counts / counts.sum()).tolist())
+    assert expert_load(with_lora()) == []
 
 
 def test_experts_cannot_be_merged():

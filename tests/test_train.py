@@ -157,6 +157,8 @@ def test_a_moe_lora_is_saved_beside_its_base_and_comes_back(tmp_path):
     routers = [t for n, t in back.state_dict().items() if "lora_router.weight" in n]
     assert len(routers) == tiny.TALKER.depth and all(t.abs().sum() > 0 for t in routers)
     assert (tmp_path / "out" / "adapter.safetensors").is_file()
+    shares = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])["experts"]
+    assert len(shares) == 3 and sum(shares) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("tune", ["lora", "moe-lora", "full", "projector"])

@@ -2,15 +2,17 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
 class Log:
-    """Rank 0 writes. `every`: steps between lines; speeds are those since the line before."""
+    """Rank 0 writes. `every`: steps between lines; speeds are those since the line before; loads:
+    what MoE-LoRA's experts were given."""
 
-    def __init__(self, file: Path, every: int, rank: int):
-        self.file = open(file, "a", encoding="utf-8") if rank == 0 else None
+    def __init__(self, file: Path, every: int, rank: int, loads: Callable[[], list[float]]):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.file, self.loads = open(file, "a", encoding="utf-8") if rank == 0 else None, loads
         self.every, self.clock, self.count, self.told = every, time.perf_counter(), Counter(), ""
 
     def add(self, step: int, loss: float, lr: float, norm: float, batches: Sequence[dict],
@@ -29,8 +31,9 @@ class Log:
             speeds = {f"{name}_per_s": round(self.count[name] / passed, 1)
                       for name in ("samples", "tokens")}
             pictures = round(self.count["pictures"] / self.count["steps"], 1)
+            given = [round(part, 3) for part in self.loads()]
             self.write({"step": step, "loss": loss, "lr": lr, "norm": norm, **speeds,
-                        "pictures_per_step": pictures})
+                        "pictures_per_step": pictures} | ({"experts": given} if given else {}))
             self.told = f"loss {loss:.3f} lr {lr:.1e} {speeds['samples_per_s']:.1f} samples/s"
             self.clock, self.count = time.perf_counter(), Counter()
         return self.told
