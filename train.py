@@ -296,7 +296,6 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
 
 
 def asked_to_stop(stop: Stop, device: str) -> bool:
-    """Whether any process got a signal."""
     if not dist.is_initialized():
         return stop.signal > 0
     asked = torch.tensor(float(stop.signal), device=device)
@@ -353,6 +352,7 @@ def train(config: TrainConfig) -> int:
     if rank == 0:
         print(f"saved {good if ends else out}", file=sys.stderr)
     if world > 1:
+        dist.barrier()              # nobody leaves before rank 0 has written
         dist.destroy_process_group()
     return (stop.code or 143) if ends else 0
 

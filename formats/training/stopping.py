@@ -25,7 +25,8 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             self.ears, self.mouth = socket.socketpair()
             self.mouth.setblocking(False)
-            threading.Thread(target=leave_at_signal, args=(self.ears,), daemon=True).start()
+            self.listener = threading.Thread(target=leave_at_signal, args=(self.ears,), daemon=True)
+            self.listener.start()
             self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
         return self
 
@@ -36,6 +37,7 @@ class Stop:
             signal.set_wakeup_fd(-1)
             self.mouth.send(b"\0")
             self.mouth.close()
+            self.listener.join()
 
     def note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.own:             # a loader process: its parent decides on Ctrl-C
