@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import llama
 import vit
 from formats.released import export, gather, store
+from formats.released.adapter import is_added
 from formats.released.shards import write_json, write_shards
 from formats.released.tensors import ModelError, Stored, check, fill, held, shapes
 from llama import KVCache, Llama, LlamaConfig, segment_mask
@@ -176,8 +177,7 @@ class SkyEyeGPT(nn.Module):
     def save_pretrained(self, folder: str | Path, base: str = "",
                         dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and model.safetensors; with a base, projector and LoRA alone."""
-        tensors = {name: tensor for name, tensor in self.state_dict().items()
-                   if not base or ".lora_" in name or name.startswith("llama_proj.")}
+        tensors = {k: v for k, v in self.state_dict().items() if not base or is_added(k)}
         write_shards(Path(folder), "adapter" if base else "model", held(tensors), dtype)
         base = str(Path(base).resolve()) if base else ""
         write_json(Path(folder) / "config.json", asdict(self.config) | {"base": base})

@@ -25,6 +25,11 @@ PART = r"\.lora_[AB]\.|^llama_proj\.|mm_projector\.|multi_modal_projector\."
 UNUSED = r"rotary_emb\.inv_freq$"
 
 
+def is_added(name: str) -> bool:
+    """Whether a tensor of SkyEyeGPT is LoRA or projector."""
+    return ".lora_" in name or name.startswith("llama_proj.")
+
+
 def take(tensors: dict[str, Stored]) -> dict[str, Stored]:
     """Take LoRA and projector out of `tensors` -> the same under SkyEyeGPT's names."""
     found = {}

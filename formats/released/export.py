@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from formats.released import peft
+from formats.released.adapter import is_added
 from formats.released.checks import check_empty
 from formats.released.config import hf_config
 from formats.released.files import write_safely
@@ -25,7 +26,7 @@ def export(folder: Path, out: Path, form: str, config, tensors: dict[str, Stored
     """config: a SkyEyeConfig; tensors, merged: by SkyEyeGPT's names, as stored and with the LoRA
     in the weights, which are written as `dtype`. LoRA stays in float32."""
     added = {name: stored.read().float().contiguous() for name, stored in tensors.items()
-             if ".lora_" in name or name.startswith("llama_proj.")}
+             if is_added(name)}
     if form in ("peft", "minigpt_v2") and not config.lora:
         raise ModelError(f"{folder}: there is no LoRA in it")
     if config.lora and config.lora.experts:

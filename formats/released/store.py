@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from formats.released import gather
+from formats.released.adapter import is_added
 from formats.released.checks import check_empty
 from formats.released.config import find_tokenizer, measure, read_config
 from formats.released.shards import write_json, write_shards
@@ -48,6 +49,6 @@ def convert(places: dict[str, Path], out: Path, copy: bool,
 
 def owner(name: str, parts: Parts) -> str:
     """The part a tensor must be in."""
-    added = ".lora_" in name or name.startswith("llama_proj.")
-    part = "vit" if name.startswith("visual_encoder.") else "adapter" if added else "llama"
+    part = "adapter" if is_added(name) else "llama"
+    part = "vit" if name.startswith("visual_encoder.") else part
     return part if part in parts else "llama"
