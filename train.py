@@ -14,11 +14,10 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -32,6 +31,7 @@ from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, r
 from examples.miniworld import WORLD, ensure_world
 from formats.pictures.bands import parse_bands
 from formats.training.disk import SaveError
+from formats.training.feeding import Feed
 from formats.training.log import Log
 from formats.training.plot import plot
 from formats.training.state import Parts
@@ -194,30 +194,6 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * wave
 
 
-# ---- batches -------------------------------------------------------------------------------------
-
-def row_keys(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
-             ) -> Iterator[list[tuple[int, int]]]:
-    """One process's rows of each micro-step from step `start` on: a function of the step alone."""
-    for micro in range(start * config.grad_accum, config.max_steps * config.grad_accum):
-        first = (micro * world + rank) * config.batch_size
-        yield [divmod(i, len(rows)) for i in range(first, first + config.batch_size)]
-
-
-def sources(rows: Rows, config: TrainConfig, step: int, rank: int, world: int) -> list[str]:
-    keys = islice(row_keys(rows, config, step - 1, rank, world), config.grad_accum)
-    return [rows.samples[i].source for micro in keys for key in micro for i in rows.members(*key)]
-
-
-def loader(rows: Rows, config: TrainConfig, start: int, rank: int, world: int
-           ) -> Iterator[tuple[dict, ...]]:
-    """-> the micro-batches of each step."""
-    batches = iter(torch.utils.data.DataLoader(
-        rows, batch_sampler=row_keys(rows, config, start, rank, world), collate_fn=collate,
-        num_workers=config.num_workers))
-    return zip(*[batches] * config.grad_accum, strict=True)
-
-
 def save_model(model: SkyEyeGPT, config: TrainConfig, folder: Path) -> None:
     """Whole, or beside its base what learned: the projector and the LoRA."""
     whole = config.tune == "full" or config.train_vit
@@ -324,10 +300,11 @@ def train(config: TrainConfig) -> int:
     if rank == 0:
         describe(model, rows, config, device, dtype)
     log = Log(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model))
+    feed = Feed(rows, config.batch_size, config.grad_accum, config.max_steps, rank, world)
     watch, good, ends = Watch(), None, False
     with Stop(quiet=rank > 0) as stop, tqdm(total=config.max_steps, initial=start, unit="step",
                                             disable=rank > 0 or None) as bar:
-        for step, batches in enumerate(loader(rows, config, start, rank, world), start=start + 1):
+        for step, batches in enumerate(feed.batches(start, collate, config.num_workers), start + 1):
             torch.manual_seed(config.seed + step * world + rank)    # dropout, also when resumed
             lr = learning_rate(step - 1, config)
             for group in optimizer.param_groups:
@@ -337,7 +314,7 @@ def train(config: TrainConfig) -> int:
             bar.update()
             if step == 1 and config.model and untrained(loss, model.config.llama.vocab_size):
                 bar.write(f"the first loss, {loss:.2f}, is that of guessing: is the model trained?")
-            bad = sources(rows, config, step, rank, world) if watch.bad else []
+            bad = feed.sources(step) if watch.bad else []
             bar.set_postfix_str(log.add(step, loss, lr, norm, batches, world, bad))
             ends = asked_to_stop(stop, device) and step < config.max_steps
             if rank == 0 and (ends or step % config.save_steps == 0 and step < config.max_steps):

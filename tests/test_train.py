@@ -15,6 +15,7 @@ import train
 from data import collate
 from examples.miniworld import write_world
 from formats.training.checkpoints import complete
+from formats.training.feeding import Feed
 from formats.training.watching import Watch
 from lora import MOE_LORA, LoRAConfig
 from projector import SkyEyeGPT
@@ -24,7 +25,6 @@ from train import (
     learning_rate,
     make_optimizer,
     parse_args,
-    row_keys,
     train_step,
 )
 
@@ -302,13 +302,12 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_tokens(folder, tmp_path):
 
 @pytest.mark.parametrize("world, accum", [(1, 1), (2, 1), (3, 2)])
 def test_the_processes_share_the_rows_out_and_none_is_left_or_taken_twice(world, accum):
-    rows = range(7)
-    config = TrainConfig(batch_size=2, grad_accum=accum, max_steps=7)
-    keys = [list(row_keys(rows, config, 0, rank, world)) for rank in range(world)]
+    feeds = [Feed(range(7), 2, accum, 7, rank, world) for rank in range(world)]
+    keys = [list(feed.keys(0)) for feed in feeds]
     together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
     assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world)]
-    for rank in range(world):
-        assert list(row_keys(rows, config, 3, rank, world)) == keys[rank][3 * accum:]
+    for rank, feed in enumerate(feeds):
+        assert list(feed.keys(3)) == keys[rank][3 * accum:]
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
