@@ -139,6 +139,28 @@ def segment_mask(segments: Tensor) -> Tensor:
     return ((key == 0) | (key == query)).tril()
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, chunk: int = 128) -> Tensor:
+    """q: [B, H, T, d]; k, v: [B, H, S, d]; mask: bool[B, 1, T, S] or None, causal -> [B, H, T, d]
+
+    A CPU computes also what a mask hides. So it is asked for a chunk of queries at a time, with the
+    keys that any of them sees: of a row with many questions the prefix and a few of them.
+    """
+    T, parts = q.shape[2], []
+    if mask is None or T <= chunk or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T > 1)
+    for start in range(0, T, chunk):
+        own = slice(start, start + chunk)
+        keys = mask[:, :, own].flatten(0, 2).any(dim=0).nonzero()[:, 0]       # [seen]
+        parts.append(F.scaled_dot_product_attention(
+            q[:, :, own], k.index_select(2, keys), v.index_select(2, keys), mask[:, :, own, keys]))
+    return torch.cat(parts, dim=2)
+
+
+def pick(x: Tensor, at: Tensor | None) -> Tensor:
+    """x: [B, T, D], at: long[B, W] -> x at these places of each row, [B, W, D]; all without at."""
+    return x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+
+
 class Attention(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
@@ -148,18 +170,20 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.width, config.width)
         self.o_proj = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, positions: Tensor, rope: tuple[Tensor, Tensor],
-                mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        B, T, D = x.shape
-        q = self.q_proj(x).view(B, T, self.heads, -1).transpose(1, 2)         # [B, H, T, d]
-        k = self.k_proj(x).view(B, T, self.heads, -1).transpose(1, 2)         # [B, H, T, d]
-        v = self.v_proj(x).view(B, T, self.heads, -1).transpose(1, 2)         # [B, H, T, d]
-        q, k = apply_rope(q, *rope).to(v.dtype), apply_rope(k, *rope).to(v.dtype)
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None,
+                rope: tuple[Tensor, Tensor], rope_q: tuple[Tensor, Tensor], at: Tensor | None
+                ) -> Tensor:
+        q = self.split_heads(self.q_proj(pick(x, at)))                        # [B, H, W, d]
+        k = self.split_heads(self.k_proj(x))                                  # [B, H, T, d]
+        v = self.split_heads(self.v_proj(x))                                  # [B, H, T, d]
+        q, k = apply_rope(q, *rope_q).to(v.dtype), apply_rope(k, *rope).to(v.dtype)
         if cache:
             k, v = cache.update(self.layer, k, v, positions)                  # 2 x [B, H, S, d]
-        causal = mask is None and T > 1
-        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)   # [B, H, T, d]
-        return self.o_proj(x.transpose(1, 2).reshape(B, T, D))                # [B, T, D]
+        x = attention(q, k, v, mask)                                          # [B, H, W, d]
+        return self.o_proj(x.transpose(1, 2).flatten(2))                      # [B, W, D]
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)              # [B, H, T, d]
 
 
 class MLP(nn.Module):
@@ -181,8 +205,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, h: Tensor, *context) -> Tensor:
-        h = h + self.self_attn(self.input_layernorm(h), *context)
+    def forward(self, h: Tensor, *context: Tensor) -> Tensor:
+        h = pick(h, context[-1]) + self.self_attn(self.input_layernorm(h), *context)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -198,11 +222,13 @@ class Decoder(nn.Module):
         self.recompute = False      # in training: keep a layer's input alone, compute it twice
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
-                cache: KVCache | None = None) -> Tensor:
+                cache: KVCache | None = None, at: Tensor | None = None) -> Tensor:
         """x: long[B, T] ids or float[B, T, D] embeddings -> float[B, T, D]
 
         positions: long[B, T], by default 0, 1, 2, ...; mask: bool[B, 1, T, S], True where a token
         may look, by default causal. With a cache, tokens see the slots up to their own position.
+        at: long[B, W], the places that are wanted, [B, W, D] then: the last layer, whose other
+        outputs nobody would read, is computed there alone.
         """
         h = x if x.is_floating_point() else self.embed_tokens(x)              # [B, T, D]
         if positions is None:
@@ -210,12 +236,19 @@ class Decoder(nn.Module):
         if cache:
             mask = cache.advance(positions)
         rope = rope_angles(positions, self.config)
+        context = last = (positions, mask, cache, rope, rope, None)
+        if at is not None:
+            slots = torch.arange(h.shape[1], device=h.device)
+            mask = slots <= at[..., None] if mask is None else pick(mask[:, 0], at)    # [B, W, S]
+            rope_q = rope_angles(positions.gather(1, at), self.config)
+            last = (positions, mask[:, None], cache, rope, rope_q, at)
         for layer in self.layers:
+            own = last if layer is self.layers[-1] else context
             if self.recompute and torch.is_grad_enabled():
-                h = checkpoint(layer, h, positions, rope, mask, cache, use_reentrant=False)
+                h = checkpoint(layer, h, *own, use_reentrant=False)
             else:
-                h = layer(h, positions, rope, mask, cache)                    # [B, T, D]
-        return self.norm(h)                                                   # [B, T, D]
+                h = layer(h, *own)                                            # [B, T or W, D]
+        return self.norm(h)                                                   # [B, T or W, D]
 
 
 class Llama(nn.Module):
@@ -280,17 +313,17 @@ class Llama(nn.Module):
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=x.device)
         done = torch.zeros(B, dtype=torch.bool, device=x.device)
         positions = start + torch.arange(T, device=x.device).expand(B, T)     # [B, T]
-        last = lengths - 1                                                    # [B]
+        last = lengths[:, None] - 1                                           # [B, 1]
         for step in range(min(max_new_tokens, cache.slots - start - T + 1)):
-            h = self.model(x, positions, cache=cache)                         # [B, T or 1, D]
-            ids = sample(self.lm_head(h[rows, last]), seen, **sampling)       # [B]
+            h = self.model(x, positions, cache=cache, at=last)                # [B, 1, D]
+            ids = sample(self.lm_head(h[:, 0]), seen, **sampling)             # [B]
             ids = ids.masked_fill(done, stop)
             yield ids
             done |= ids == stop
             if done.all():
                 return
             seen[rows, ids] = True
-            x, last = self.model.embed_tokens(ids)[:, None], torch.zeros_like(rows)
+            x, last = self.model.embed_tokens(ids)[:, None], None             # [B, 1, D]
             positions = (start + lengths + step)[:, None]                     # [B, 1]
 
 

@@ -14,7 +14,6 @@ https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/minigpt_v2
 
 Shapes: B rows, T tokens, P patches, N visual tokens of a picture, D width, V vocabulary.
 """
-import argparse
 import json
 import sys
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ import llama
 import vit
 from formats.released import export, gather, store
 from formats.released.adapter import is_added
+from formats.released.flags import parse_args
 from formats.released.shards import write_json, write_shards
 from formats.released.tensors import ModelError, Stored, check, fill, held, shapes
 from llama import KVCache, Llama, LlamaConfig, segment_mask
@@ -127,14 +127,16 @@ class SkyEyeGPT(nn.Module):
         """
         x = self.embed(ids, images)                                           # [B, T, D]
         mask = None if segments is None else segment_mask(segments)           # [B, 1, T, T]
-        h = self.llama_model.model(x, positions, mask)                        # [B, T, D]
         if labels is None:
-            return self.llama_model.lm_head(h)
-        target = labels[:, 1:]                                                # the next token's id
-        spoken = target != -100
-        # The head is applied where there is something to learn, a fraction of all positions.
-        logits = self.llama_model.lm_head(h[:, :-1][spoken])                  # [supervised, V]
-        return F.cross_entropy(logits.float(), target[spoken])
+            return self.llama_model(x, positions, mask)                       # [B, T, V]
+        # Last layer and head are computed where there is something to learn, at few positions.
+        spoken = labels[:, 1:] != -100                                        # [B, T - 1]
+        at = spoken.int().argsort(dim=1, descending=True, stable=True)        # spoken ones first
+        at = at[:, :spoken.sum(dim=1).max()]                                  # [B, W]
+        h = self.llama_model.model(x, positions, mask, at=at)                 # [B, W, D]
+        learned, target = spoken.gather(1, at), labels[:, 1:].gather(1, at)   # the next token's id
+        logits = self.llama_model.lm_head(h[learned])                         # [supervised, V]
+        return F.cross_entropy(logits.float(), target[learned])
 
     def generate(self, ids: Tensor, images: Tensor | None = None, max_new_tokens: int = 128,
                  stop: int = 2, cache: KVCache | None = None, **sampling) -> Iterator[int]:
@@ -230,30 +232,6 @@ def build(parts: store.Parts, sizes: dict, lora: dict, prompt: str, base: str,
         fresh = PROJECTORS[config.projector](config).state_dict()
         parts["adapter"] = held({f"llama_proj.{name}": tensor for name, tensor in fresh.items()})
     return empty_model(config, base), parts
-
-
-FLAGS = {
-    "llama": "folder: LLaMA-2-7B-chat, Vicuna or LLaVA-1.5, Hugging Face's or Meta's",
-    "vit": "EVA ViT-g or CLIP: a file, or a folder of shards",
-    "adapter": "SkyEyeGPT.pth, MiniGPT-v2's .pth, a peft or LLaVA LoRA folder",
-    "model": "or: a model folder, to be written in another form",
-    "out": "folder to write",
-}
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Downloaded weights to a "
-                                     "model folder, or a model folder to what others read.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    for flag, text in FLAGS.items():
-        (source if flag in ("llama", "model") else parser).add_argument(
-            f"--{flag}", type=Path, help=text, required=flag == "out")
-    parser.add_argument("--copy", action="store_true", help="write the language model to --out too")
-    parser.add_argument("--prompt", default="", help="a style of data.py (default: what fits)")
-    parser.add_argument("--form", choices=export.FORMS, default="merged",
-                        help="; ".join(f"{form}: {text}" for form, text in export.FORMS.items()))
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of merged weights")
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

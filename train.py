@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -251,9 +250,7 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
     for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         with nullcontext() if world == 1 or i == len(batches) - 1 else model.no_sync():
-            # On a CPU the fused kernel's backward pass costs as much as all other products.
-            kernels = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
-            with torch.autocast(device, dtype, enabled=dtype != torch.float32), kernels:
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 loss = model(**batch) * (count / total)
             if batch["images"] is None:     # DDP waits for every parameter, also the idle eye's
                 loss = loss + 0.0 * sum(p.sum() for p in trained)

@@ -28,7 +28,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 import layouts  # noqa: E402
 from data import Rows, Sample, Tokenizer, collate  # noqa: E402
@@ -63,7 +61,6 @@ SIZES = {       # the model, rows of the text step
 class Side:
     model: nn.Module
     loss: Callable[[dict], Tensor]              # of a batch, the mean over its supervised tokens
-    kernels: Callable = nullcontext
 
     def __post_init__(self):
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -86,10 +83,8 @@ def build_ours(config: SkyEyeConfig, device: str, dtype: torch.dtype) -> SkyEyeG
     return model
 
 
-def our_side(model: SkyEyeGPT, device: str) -> Side:
-    math = device == "cpu"                      # as train.py has it
-    return Side(model, lambda batch: model(**batch),
-                (lambda: sdpa_kernel(SDPBackend.MATH)) if math else nullcontext)
+def our_side(model: SkyEyeGPT) -> Side:
+    return Side(model, lambda batch: model(**batch))
 
 
 def their_language(model: SkyEyeGPT, device: str) -> nn.Module:
@@ -165,7 +160,7 @@ def step(side: Side, batches: list[dict], device: str, dtype: torch.dtype, lr: f
         group["lr"] = lr
     start = clock(device)
     for batch in batches:
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32), side.kernels():
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = side.loss(batch) * (supervised(batch) / total)
         loss.backward()
         told += loss.detach()
@@ -266,7 +261,7 @@ def growth(args: argparse.Namespace) -> int:
     """Bytes that the text step adds to the model, in this process."""
     config, rows = SIZES[args.size]
     model = build_ours(config, args.device, DTYPES[args.dtype])
-    side = (our_side if args.memory == "ours" else their_side)(model, args.device)
+    side = our_side(model) if args.memory == "ours" else their_side(model, args.device)
     del model
     batch = text_batch(rows, config.llama.vocab_size, args.device)
     before = peak(args.device)
@@ -375,7 +370,7 @@ def main() -> None:
     rate = matmul_rate(args.device, DTYPES[args.dtype])
     model = build_ours(config, args.device, DTYPES[args.dtype])
     sides = {} if MISSING else {THEIRS: their_side(model, args.device)}
-    sides["ours"] = our_side(model, args.device)
+    sides["ours"] = our_side(model)
     place = torch.cuda.get_device_name() if args.device == "cuda" else "cpu, 2 threads"
     print(f"{args.size}, {args.dtype}, {place}; a 2048 x 2048 product: {rate / 1e9:,.0f} GFLOP/s; "
           f"medians of {args.steps} steps\n")
