@@ -299,9 +299,11 @@ COUNTS = ("unparseable",)       # figures that are no fractions
 
 def batches(samples: list[Sample], size: int) -> Iterator[list[int]]:
     """Row numbers, one task a batch, like lengths together."""
-    for task in SCORES:
-        rows = [i for i, sample in enumerate(samples) if sample.task == task]
-        rows.sort(key=lambda i: (len(samples[i].images), len(samples[i].turns[0][0]), i))
+    kinds = sorted({(list(SCORES).index(s.task), len(s.images)) for s in samples})
+    for kind in kinds:
+        rows = [i for i, s in enumerate(samples)
+                if (list(SCORES).index(s.task), len(s.images)) == kind]
+        rows.sort(key=lambda i: (len(samples[i].turns[0][0]), i))
         yield from (rows[i:i + size] for i in range(0, len(rows), size))
 
 
@@ -314,13 +316,14 @@ def predict(model: SkyEyeGPT, tokenizer: Tokenizer, samples: list[Sample], numbe
         images = load_pictures(sample.images, bands, frames)
         sizes.append(images[0].size)
         questions.append(turns_of(sample, sizes[-1], style=style)[0][0])
-        ids, _, _ = render(tokenizer, [(questions[-1], None)], model.config.visual_tokens,
-                           len(images), style)
-        prompts.append(torch.tensor(ids, device=device))
+        ids, _, shared = render(tokenizer, [(questions[-1], None)], model.config.visual_tokens,
+                                len(images), style)
+        prompts.append([torch.tensor(ids, device=device)])
         pictures += [preprocess(image.image, model.config.vit.image_size, style=style)
                      for image in images]
     _, tokens = SCORES[samples[numbers[0]].task]
-    answers = model.answer(prompts, torch.stack(pictures).to(device), tokens, tokenizer.eos)
+    answers = model.answer(prompts, torch.stack(pictures).to(device), shared, tokens,
+                           tokenizer.eos)
     for number, question, size, answer in zip(numbers, questions, sizes, answers, strict=True):
         sample = samples[number]
         yield {"row": number, "source": sample.source, "image": list(sample.images),

@@ -128,6 +128,15 @@ class KVCache:
         self.v[layer][rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
         return self.k[layer, :, :, :self.used], self.v[layer, :, :, :self.used]
 
+    def take(self, rows: Tensor, slots: int) -> None:
+        """Go on with these rows: long[R], each as often as it is named, and so many slots."""
+        def copied(x: Tensor) -> Tensor:
+            new = x.new_zeros(len(x), len(rows), x.shape[2], slots, x.shape[4])
+            new[:, :, :, :self.used] = x[:, rows, :, :self.used]
+            return new
+
+        self.k, self.v, self.slots = copied(self.k), copied(self.v), slots
+
 
 def segment_mask(segments: Tensor) -> Tensor:
     """segments: long[B, T] -> who may look at whom, bool[B, 1, T, T]: back, into 0 and one's own.
@@ -303,28 +312,32 @@ class Llama(nn.Module):
 
         x: float[B, T, D], right-padded; lengths: long[B], real tokens of each row; start: slots of
         the cache that hold earlier turns. A row that has said `stop` goes on saying it, and the
-        loop ends when all have, after max_new_tokens, or when the cache is full. `sampling` goes
-        to `sample`.
+        loop ends when all have, after max_new_tokens, or when the cache is full. When half of the
+        rows have ended, the others go on alone. `sampling` goes to `sample`.
         """
         B, T, _ = x.shape
         if start + T > cache.slots:
             raise ValueError(f"{start + T} tokens do not fit the context of {cache.slots}")
-        rows = torch.arange(B, device=x.device)
+        rows = torch.arange(B, device=x.device)                               # [R], that speak
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=x.device)
         done = torch.zeros(B, dtype=torch.bool, device=x.device)
         positions = start + torch.arange(T, device=x.device).expand(B, T)     # [B, T]
         last = lengths[:, None] - 1                                           # [B, 1]
         for step in range(min(max_new_tokens, cache.slots - start - T + 1)):
-            h = self.model(x, positions, cache=cache, at=last)                # [B, 1, D]
-            ids = sample(self.lm_head(h[:, 0]), seen, **sampling)             # [B]
+            h = self.model(x, positions, cache=cache, at=last)                # [R, 1, D]
+            ids = sample(self.lm_head(h[:, 0]), seen, **sampling)             # [R]
             ids = ids.masked_fill(done, stop)
-            yield ids
-            done |= ids == stop
+            yield lengths.new_full((B,), stop).index_copy(0, rows, ids)       # [B]
+            done = ids == stop
             if done.all():
                 return
-            seen[rows, ids] = True
-            x, last = self.model.embed_tokens(ids)[:, None], None             # [B, 1, D]
-            positions = (start + lengths + step)[:, None]                     # [B, 1]
+            if 2 * done.sum() > len(rows):
+                on = (~done).nonzero()[:, 0]                                  # [new R]
+                cache.take(on, cache.slots)
+                rows, ids, done, seen = rows[on], ids[on], done[on], seen[on]
+            seen.scatter_(1, ids[:, None], True)
+            x, last = self.model.embed_tokens(ids)[:, None], None             # [R, 1, D]
+            positions = (start + lengths[rows] + step)[:, None]               # [R, 1]
 
 
 def sample(logits: Tensor, seen: Tensor, temperature: float = 0.0, top_k: int = 0,

@@ -157,16 +157,31 @@ class SkyEyeGPT(nn.Module):
             yield token.item()
 
     @torch.inference_mode()
-    def answer(self, prompts: list[Tensor], images: Tensor | None, max_new_tokens: int,
-               stop: int = 2, **sampling) -> list[list[int]]:
-        """prompts: long[T] each, images in their order -> each answer's ids, as if asked alone."""
-        lengths = torch.tensor([len(ids) for ids in prompts], device=prompts[0].device)
-        ids = nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-        cache = self.llama_model.cache(len(prompts), ids.shape[1] + max_new_tokens)
-        tokens = self.llama_model.generate(self.embed(ids, images), lengths, cache, max_new_tokens,
-                                           stop, **sampling)
+    def answer(self, groups: list[list[Tensor]], images: Tensor | None, shared: int,
+               max_new_tokens: int, stop: int = 2, **sampling) -> list[list[int]]:
+        """The answers' ids, of one group after the other: each as if it were asked alone.
+
+        A group asks about the same pictures: its prompts, long[T] each, begin with the same
+        `shared` ids, which hold all slots and are computed once. images: the groups', in order.
+        """
+        ids, lengths, cache = self.read(groups, images, shared, max_new_tokens)
+        tokens = self.llama_model.generate(self.embed(ids, None), lengths, cache, max_new_tokens,
+                                           stop, shared, **sampling)
         rows = torch.stack(list(tokens), dim=1).tolist()                      # [B, new tokens]
         return [row[:row.index(stop)] if stop in row else row for row in rows]
+
+    def read(self, groups: list[list[Tensor]], images: Tensor | None, shared: int, room: int
+             ) -> tuple[Tensor, Tensor, KVCache]:
+        """-> what is not shared: long[B, T] and lengths; a cache that holds what is, with room."""
+        rows = [ids[shared:] for group in groups for ids in group]
+        owner = torch.tensor([i for i, group in enumerate(groups) for _ in group])
+        cache = self.llama_model.cache(len(groups), shared + max(map(len, rows)) + room)
+        if shared:
+            prefix = torch.stack([group[0][:shared] for group in groups])     # [groups, shared]
+            self.llama_model.model(self.embed(prefix, images), cache=cache)
+        cache.take(owner.to(rows[0].device), cache.slots)
+        lengths = torch.tensor([len(ids) for ids in rows], device=rows[0].device)
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, cache
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu",

@@ -224,21 +224,29 @@ def test_generate_stops_at_stop_and_does_not_say_it(model):
     assert list(model.generate(ids, tiny.images(1), 12, stop=stop)) == said[:said.index(stop)]
 
 
-def conversations():
-    prompts = [picture_row(3, "picture", 4), picture_row(7), picture_row(1, "picture", "picture"),
-               picture_row(2, "picture", 9)]
-    return prompts, tiny.images(4), [slice(0, 1), slice(0, 0), slice(1, 3), slice(3, 4)]
+def questions(lead, *tails):
+    """Prompts that begin alike."""
+    return [torch.cat([picture_row(*lead), tiny.ids(1, n, seed=n)[0]]) for n in tails]
 
 
-def test_a_batch_of_answers_is_the_answers_one_by_one(model):
-    prompts, images, own = conversations()
-    free = model.answer(prompts, images, 12, stop=-1)
+@pytest.mark.parametrize("lead, counts", [((3, "picture", 2), (1, 3, 2)), ((4,), (4, 1)),
+                                          ((1, "picture", "picture"), (2, 1)), ((0,), (3,))])
+def test_all_answers_about_all_pictures_are_the_answers_one_by_one(model, lead, counts):
+    """Rows of several lengths, which stop at different times."""
+    groups = [questions(lead, *range(5 + i, 5 + i + count)) for i, count in enumerate(counts)]
+    each, shared = lead.count("picture"), len(groups[0][0]) - 5
+    images = tiny.images(each * len(counts)) if each else None
+    owns = [images[i * each:i * each + each] if each else None for i in range(len(counts))]
+
+    def singles(stop):
+        return [list(model.generate(ids, own, 12, stop=stop))
+                for group, own in zip(groups, owns, strict=True) for ids in group]
+
+    free = model.answer(groups, images, shared, 12, stop=-1)
+    assert free == singles(-1)
     stop = next(t for t in free[0][1:] if t != free[0][0])
-    singles = [list(model.generate(ids, images[part] if ids.min() < 0 else None, 12, stop=stop))
-               for ids, part in zip(prompts, own, strict=True)]
-    assert model.answer(prompts, images, 12, stop=stop) == singles
-    assert len({len(answer) for answer in singles}) > 1
-    assert all(stop not in answer for answer in singles)
+    assert model.answer(groups, images, shared, 12, stop=stop) == singles(stop)
+    assert len({len(answer) for answer in singles(stop)}) > 1
 
 
 # ---- folders -------------------------------------------------------------------------------------
