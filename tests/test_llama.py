@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import tiny
-from llama import PRESETS, Llama, apply_rope, rope_angles, sample
+from llama import PRESETS, Llama, apply_rope, attention, rope_angles, sample, segment_mask
 
 CONFIG = tiny.LLAMA
 D, H, V = CONFIG.width, CONFIG.heads, CONFIG.vocab_size
@@ -161,6 +161,57 @@ def in_chunks(llama, ids, *sizes):
 def test_with_a_cache_the_logits_are_the_same(llama, rows, sizes):
     ids = tiny.ids(rows, 12)
     torch.testing.assert_close(in_chunks(llama, ids, *sizes), llama(ids), rtol=1e-4, atol=1e-4)
+
+
+PLACES = torch.tensor([[4, 0, 6], [2, 2, 5]])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_last_layer_at_some_places_is_what_it_is_at_all(llama, masked):
+    x = tiny.ids(2, 7)
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 2, -1]])
+    more = {"positions": torch.tensor([[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 3, 4, 2, 0]]),
+            "mask": segment_mask(segments)} if masked else {}
+    whole = llama.model(x, **more)
+    some = llama.model(x, **more, at=PLACES)
+    assert torch.allclose(some, whole[torch.arange(2)[:, None], PLACES], atol=1e-5)
+
+
+def test_so_it_is_behind_a_cache(llama):
+    x, caches = tiny.ids(2, 11), [llama.cache(2, 11) for _ in range(2)]
+    for start, end in ((0, 4), (4, 11)):
+        part, places = x[:, start:end], PLACES.clamp(max=end - start - 1)
+        positions = torch.arange(start, end).expand(2, -1)
+        whole = llama.model(part, positions, cache=caches[0])
+        some = llama.model(part, positions, cache=caches[1], at=places)
+        assert torch.allclose(some, whole[torch.arange(2)[:, None], places], atol=1e-5)
+    assert torch.allclose(caches[0].k, caches[1].k, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_attention_in_chunks_is_attention_and_so_are_its_gradients(chunk):
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4],
+                             [0, 0, 1, 1, 1, 2, 2, 2, 2, -1, -1]])
+    mask = segment_mask(segments)
+    drawn = torch.randn(3, 2, H, 11, D // H, generator=torch.Generator().manual_seed(0))
+    whole, parts = drawn.clone().requires_grad_(), drawn.clone().requires_grad_()
+    wanted = attention(*whole, mask)
+    found = attention(*parts, mask, chunk=chunk)
+    assert torch.allclose(found, wanted, atol=1e-6)
+    for side in (wanted, found):
+        (side * torch.linspace(-1, 1, side.numel()).view_as(side)).sum().backward()
+    assert torch.allclose(parts.grad, whole.grad, atol=1e-6)
+
+
+def test_a_cache_may_name_a_row_twice_and_leave_one_out(llama):
+    """Two questions behind the second prompt: as if each were asked behind it alone."""
+    prompts, new = tiny.ids(2, 5), tiny.ids(2, 3, seed=1)
+    cache = llama.cache(2, 5)
+    llama.model(prompts, cache=cache)
+    cache.take(torch.tensor([1, 1]), 8)
+    logits = llama(new, 5 + torch.arange(3).expand(2, -1), cache=cache)
+    wanted = llama(torch.cat([prompts[[1, 1]], new], dim=1))[:, 5:]
+    assert torch.allclose(logits, wanted, atol=1e-5)
 
 
 def test_more_tokens_than_the_cache_has_slots_are_refused(llama):

@@ -1,0 +1,136 @@
+"""How many questions a second an evaluation answers, ours and transformers', in one run.
+
+    python tests/bench_eval.py [--size 15M|110M|7B] [--device cpu|cuda] [--dtype fp32|bf16]
+                               [--steps 5] [--pictures 2] [--questions 60] [--new 4] [--batch 20]
+
+RSVQA-like: 60 short questions about each picture, answers of 4 words, greedy, at the same random
+weights; all answers must agree, in float32, before anything is timed. Theirs is what evaluation
+kits do: a row a question, its picture encoded with it, rows padded on the left, `generate` on
+--batch rows at a time. Ours is SkyEyeGPT.answer on one picture at a time: the picture and what the
+questions share is computed once. Runs are interleaved; told are medians, and the median of the
+ratios of neighbors. Without transformers (pip install transformers) ours runs alone.
+"""
+import argparse
+import importlib.util
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import layouts  # noqa: E402
+from bench_train import FORMS, SIZES, THINGS, build_ours, clock, table, their_eye  # noqa: E402
+from data import Tokenizer, render  # noqa: E402
+from projector import DTYPES, SkyEyeGPT  # noqa: E402
+
+THEIRS = "transformers"
+
+
+def prompts(model: SkyEyeGPT, args: argparse.Namespace) -> tuple[list[list[Tensor]], int]:
+    """-> the questions about each picture, and how many ids they share."""
+    tokenizer = Tokenizer(ROOT / "weights" / "nano" / "tokenizer.model")
+    groups = []
+    for _ in range(args.pictures):
+        asked = [render(tokenizer, [("[vqa] " + FORMS[i % 4].format(THINGS[i // 4 % 8]), None)],
+                        model.config.visual_tokens) for i in range(args.questions)]
+        groups.append([torch.tensor(ids, device=args.device) for ids, _, _ in asked])
+    return groups, asked[0][2]
+
+
+@torch.inference_mode()
+def ours(model: SkyEyeGPT, groups: list[list[Tensor]], shared: int, images: Tensor, new: int
+         ) -> list[list[int]]:
+    return [answer for i, group in enumerate(groups)
+            for answer in model.answer([group], images[i:i + 1], shared, new, stop=-1)]
+
+
+def their_model(model: SkyEyeGPT) -> tuple[nn.Module, nn.Module]:
+    """-> LlamaForCausalLM and the eye: the weights are ours, not copied."""
+    import transformers
+    with torch.device("meta"):
+        speaker = transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**layouts.hf_json(model.config.llama)))
+    speaker.load_state_dict(model.llama_model.state_dict(), assign=True)
+    with torch.device(model.llama_model.lm_head.weight.device):
+        speaker.model.rotary_emb = type(speaker.model.rotary_emb)(speaker.config)
+    return speaker.eval(), their_eye(model).eval()
+
+
+@torch.inference_mode()
+def theirs(parts: tuple[nn.Module, nn.Module], model: SkyEyeGPT, groups: list[list[Tensor]],
+           images: Tensor, args: argparse.Namespace) -> list[list[int]]:
+    speaker, eye = parts
+    rows = [(ids, images[i]) for i, group in enumerate(groups) for ids in group]
+    answers = []
+    for start in range(0, len(rows), args.batch):
+        asked, seen = zip(*rows[start:start + args.batch], strict=True)
+        ids = nn.utils.rnn.pad_sequence(asked, True, padding_side="left")
+        real = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in asked], True,
+                                         padding_side="left")
+        patches = eye(torch.stack(seen)).last_hidden_state[:, 1:]
+        visual = model.llama_proj(patches)
+        x = speaker.get_input_embeddings()(ids.clamp(min=0))
+        x = x.masked_scatter((ids < 0)[..., None], visual.flatten(0, 1).to(x.dtype))
+        said = speaker.generate(inputs_embeds=x, attention_mask=real, do_sample=False,
+                                max_new_tokens=args.new, min_new_tokens=args.new,
+                                pad_token_id=0, eos_token_id=None)
+        answers += said.tolist()
+    return answers
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="15M")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--new", type=int, default=4, help="words of an answer")
+    parser.add_argument("--batch", type=int, default=20, help="rows of theirs at a time")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(2)
+    config, _ = SIZES[args.size]
+    model = build_ours(config, args.device, DTYPES[args.dtype])
+    model.merge()
+    model.llama_proj.to(DTYPES[args.dtype])
+    groups, shared = prompts(model, args)
+    side = config.vit.image_size
+    images = torch.randn(args.pictures, 3, side, side, generator=torch.Generator().manual_seed(2))
+    images = images.to(args.device, DTYPES[args.dtype])
+    runs = {"ours": lambda: ours(model, groups, shared, images, args.new)}
+    if importlib.util.find_spec("transformers"):
+        parts = their_model(model)
+        runs = {THEIRS: lambda: theirs(parts, model, groups, images, args)} | runs
+    else:
+        print(f"{THEIRS}: not installed, ours runs alone", file=sys.stderr)
+    first = {name: run() for name, run in runs.items()}
+    if args.dtype == "fp32":
+        assert all(answers == first["ours"] for answers in first.values()), "answers differ"
+    seconds = {name: [] for name in runs}
+    for _ in range(args.steps):
+        for name, run in runs.items():
+            start = clock(args.device)
+            run()
+            seconds[name].append(clock(args.device) - start)
+    count, found = args.pictures * args.questions, []
+    for name, own in seconds.items():
+        ratios = [a / b for a, b in zip(seconds.get(THEIRS, own), own, strict=True)]
+        found.append([name, f"{statistics.median(own):.2f}",
+                      f"{count / statistics.median(own):.1f}", f"{statistics.median(ratios):.2f}"])
+    place = torch.cuda.get_device_name() if args.device == "cuda" else "cpu, 2 threads"
+    print(f"{args.size}, {args.dtype}, {place}; {args.pictures} pictures, {args.questions} "
+          f"questions each, {args.new} words an answer; medians of {args.steps}\n")
+    table(["", "s", "questions/s", "times theirs"], found)
+
+
+if __name__ == "__main__":
+    main()
