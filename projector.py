@@ -192,9 +192,13 @@ class SkyEyeGPT(nn.Module):
         return fill(empty_model(config, folder), tensors, folder, device, dtype)
 
     def save_pretrained(self, folder: str | Path, base: str = "",
-                        dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and model.safetensors; with a base, projector and LoRA alone."""
-        tensors = {k: v for k, v in self.state_dict().items() if not base or is_added(k)}
+                        dtype: torch.dtype = torch.float32, state: dict | None = None) -> None:
+        """Write config.json and model.safetensors; with a base, projector and LoRA alone.
+
+        state: its state_dict(), where the model itself holds but pieces of it (--shard).
+        """
+        state = state or self.state_dict()
+        tensors = {k: v for k, v in state.items() if not base or is_added(k)}
         write_shards(Path(folder), "adapter" if base else "model", held(tensors), dtype)
         base = str(Path(base).resolve()) if base else ""
         write_json(Path(folder) / "config.json", asdict(self.config) | {"base": base})

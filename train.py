@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,8 @@ from tqdm import tqdm
 from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
 from examples.miniworld import WORLD, ensure_world
 from formats.pictures.bands import parse_bands
+from formats.training import pieces, sharding
+from formats.training.blank import with_picture
 from formats.training.disk import SaveError
 from formats.training.feeding import Feed
 from formats.training.log import Log
@@ -86,6 +89,8 @@ class TrainConfig:
                         ("auto", *DTYPES))
     device: str = option("auto", "auto, cpu, cuda, ..")
     compile: bool = option(False, "torch.compile the blocks: a minute's wait, then faster")
+    shard: bool = option(False, "share model, gradients and optimizer out among torchrun's "
+                         "processes: for what no single device holds")
     seed: int = option(42, "of weights, order, templates and moves")
     num_workers: int = option(0, "processes that load pictures")
     save_steps: int = option(1000, "steps between checkpoints")
@@ -193,10 +198,10 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.min_lr + (config.lr - config.min_lr) * wave
 
 
-def save_model(model: SkyEyeGPT, config: TrainConfig, folder: Path) -> None:
+def save_model(model: SkyEyeGPT, config: TrainConfig, folder: Path, state: dict) -> None:
     """Whole, or beside its base what learned: the projector and the LoRA."""
     whole = config.tune == "full" or config.train_vit
-    model.save_pretrained(folder, base="" if whole else config.model)
+    model.save_pretrained(folder, base="" if whole else config.model, state=state)
     source = Path(config.model) / "tokenizer.model" if config.model else Path(config.tokenizer)
     shutil.copyfile(source, folder / "tokenizer.model")
 
@@ -249,18 +254,18 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
     loss_sum = torch.zeros((), device=device)
     for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
         batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        with nullcontext() if world == 1 or i == len(batches) - 1 else model.no_sync():
+        # DDP adds up once a step; sharded, each time, as no process has room for whole gradients.
+        at_once = config.shard or world == 1 or i == len(batches) - 1
+        with nullcontext() if at_once else model.no_sync():
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 loss = model(**batch) * (count / total)
-            if batch["images"] is None:     # DDP waits for every parameter, also the idle eye's
-                loss = loss + 0.0 * sum(p.sum() for p in trained)
-            scaler.scale(loss * world).backward()           # DDP takes the mean of the processes
+            scaler.scale(loss * world).backward()       # the mean of the processes is taken
         loss_sum += loss.detach()
     if world > 1:
         dist.all_reduce(loss_sum)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
-    loss, norm = loss_sum.item(), norm.item()
+    loss, norm = loss_sum.item(), (norm.full_tensor() if config.shard else norm).item()
     if not watch.look(loss, 0.0 if scaler.is_enabled() else norm):      # it skips infinities itself
         scaler.step(optimizer)
         scaler.update()
@@ -279,11 +284,16 @@ def asked_to_stop(stop: Stop, device: str) -> bool:
 def train(config: TrainConfig) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device, dtype = pick_device(config)
+    if config.shard:
+        sharding.check(world, device, dtype)
     if world > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device == "cuda" else "gloo",
+                                timeout=timedelta(hours=2))     # while rank 0 writes, all wait
     out = Path(config.output_dir)
     torch.manual_seed(config.seed)
-    model, tokenizer = build_model(config, device, dtype)
+    model, tokenizer = build_model(config, "cpu" if config.shard else device, dtype)
+    if config.shard:
+        sharding.shard(model, device, dtype)
     rows = prepare_data(config, model, tokenizer, rank)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
@@ -292,7 +302,7 @@ def train(config: TrainConfig) -> int:
     if config.compile:
         for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
             block.compile(dynamic=True)
-    wrapped = DistributedDataParallel(model) if world > 1 else model
+    wrapped = DistributedDataParallel(model) if world > 1 and not config.shard else model
     wrapped.train()
     if rank == 0:
         describe(model, rows, config, device, dtype)
@@ -306,22 +316,23 @@ def train(config: TrainConfig) -> int:
             lr = learning_rate(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss, norm = train_step(wrapped, batches, optimizer, scaler, config, device, dtype,
-                                    watch)
+            given = [with_picture(batch, rows.image_size, rows.visual_tokens) for batch in batches]
+            loss, norm = train_step(wrapped, given, optimizer, scaler, config, device, dtype, watch)
             bar.update()
             if step == 1 and config.model and untrained(loss, model.config.llama.vocab_size):
                 bar.write(f"the first loss, {loss:.2f}, is that of guessing: is the model trained?")
             bad = feed.sources(step) if watch.bad else []
             bar.set_postfix_str(log.add(step, loss, lr, norm, batches, world, bad))
             ends = asked_to_stop(stop, device) and step < config.max_steps
-            if rank == 0 and (ends or step % config.save_steps == 0 and step < config.max_steps):
+            if ends or step % config.save_steps == 0 and step < config.max_steps:
                 good = parts.save(out, step, partial(save_model, model, config),
                                   config.save_total_limit)
             watch.check(step, good)
             if ends:
                 break
+    state = {} if ends else pieces.whole(model.state_dict())
     if rank == 0 and not ends:
-        save_model(model, config, out)
+        save_model(model, config, out, state)
         plot(out / "log.jsonl", out / "loss.png")
     if rank == 0:
         print(f"saved {good if ends else out}", file=sys.stderr)

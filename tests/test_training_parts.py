@@ -23,8 +23,9 @@ import tiny
 from formats.training import disk, telling
 from formats.training.axis import Axis
 from formats.training.chart import BOX, SIZE
-from formats.training.checkpoints import SaveError, complete, differences, newest, save
+from formats.training.checkpoints import SaveError, complete, newest, save
 from formats.training.plot import MEAN, RATE, average, plot, read_log
+from formats.training.settings import differences
 from formats.training.stopping import Stop
 from formats.training.watching import Diverged, Watch, untrained
 from formats.training.whole import fault
@@ -279,6 +280,7 @@ def test_differences_are_told_but_for_the_free_ones():
 RUN = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
+from formats.training.settings import differences
 from formats.training.stopping import Stop
 with Stop() as stop:
     print("ready", flush=True)

@@ -1,6 +1,6 @@
 """Folders checkpoint-N: found, written whole or not at all, and the oldest removed."""
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from formats.released.files import SafetensorError
@@ -48,13 +48,3 @@ def save(out: Path, step: int, write: Callable[[Path], None], need: int, limit: 
         shutil.rmtree(aside, ignore_errors=True)
     remove(complete(out), final, limit)
     return final
-
-
-def differences(saved: dict, now: dict, free: Collection[str]) -> list[str]:
-    """"lr 0.001 -> 0.002" for each setting that differs and is not free to."""
-    def told(settings: dict, key: str) -> str:
-        value = settings.get(key, "(none)")
-        listed = isinstance(value, list | tuple)
-        return (" ".join(map(str, value)) if listed else str(value)) or "(empty)"
-    pairs = ((key, told(saved, key), told(now, key)) for key in now | saved if key not in free)
-    return [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from formats.released.tensors import ModelError
 from formats.training import checkpoints
+from formats.training.pieces import restore, whole
+from formats.training.settings import FREE, differences
 from formats.training.telling import environment
-
-FREE = ("device", "compile", "num_workers", "save_steps", "save_total_limit", "log_steps", "resume",
-        "force", "output_dir")      # what a resumed run may have changed
 
 
 @dataclass
@@ -23,20 +23,22 @@ class Parts:
     scaler: torch.amp.GradScaler
     settings: dict
 
-    def save(self, out: Path, step: int, save_model: Callable[[Path], None], limit: int) -> Path:
-        """checkpoint-STEP: the model as `save_model` writes it, and this. Raises SaveError."""
-        trained = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
+    def save(self, out: Path, step: int, save_model: Callable, limit: int) -> Path | None:
+        """All call it, rank 0 writes checkpoint-STEP: the model by `save_model`. SaveError."""
+        tensors, optimizer = whole(self.model.state_dict()), whole(self.optimizer.state_dict())
+        if dist.is_initialized() and dist.get_rank():
+            return None
+        trained = {n: tensors[n] for n, p in self.model.named_parameters() if p.requires_grad}
         state = {"step": step, "config": self.settings, "where": environment(),
-                 "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                 "parameters": trained}
+                 "optimizer": optimizer, "scaler": self.scaler.state_dict(), "parameters": trained}
 
         def write(folder: Path) -> None:
-            save_model(folder)
+            save_model(folder, tensors)
             torch.save(state, folder / "trainer.pt")
 
         # In float32: the model, the trained parameters again, AdamW's two moments of each.
-        count = sum(p.numel() for p in self.model.parameters())
-        need = 12 * sum(p.numel() for p in trained.values()) + 4 * count
+        need = sum(12 * p.numel() for p in trained.values())
+        need += sum(4 * p.numel() for p in tensors.values())
         return checkpoints.save(out, step, write, need, limit)
 
     def load(self, out: Path, resume: str, force: bool) -> int:
@@ -48,13 +50,11 @@ class Parts:
             return 0
         if not (found / "trainer.pt").is_file():
             raise ModelError(f"{found}: no checkpoint, it has no trainer.pt")
-        state = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True)
-        changed = checkpoints.differences(state["config"], self.settings, FREE)
+        state = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True,
+                           mmap=self.settings["shard"])         # each process reads its pieces
+        changed = differences(state["config"], self.settings, FREE)
         if changed and not force:
             raise ModelError(f"{found}: trained otherwise ({'; '.join(changed)}); --force goes on")
-        with torch.no_grad():
-            for name, value in state["parameters"].items():
-                self.model.get_parameter(name).copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.model, self.optimizer, state["parameters"], state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         return state["step"]

@@ -1,0 +1,186 @@
+"""A model in pieces on two processes learns what a whole one learns, and its files are whole."""
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+import train
+from data import collate
+from formats.released.tensors import ModelError
+from formats.training.blank import with_picture
+from formats.training.checkpoints import complete
+from formats.training.sharding import check
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+               "PYTHONPATH": str(tiny.ROOT)}
+TUNES = {"full": ("--tune", "full", "--train_vit"), "lora": ("--tune", "lora"),
+         "bf16": ("--tune", "lora", "--dtype", "bf16", "--grad_checkpoint")}
+
+
+def start(*command):
+    return subprocess.run([sys.executable, *command], cwd=tiny.ROOT, env=ENVIRONMENT,
+                          capture_output=True, text=True, timeout=120)
+
+
+def flags(place, out, *more, data="talks", batch=2):
+    return ["--model", str(place / "model"), "--data", str(place / data / "talks.json"),
+            "--max_steps", "4", "--batch_size", str(batch), "--lr", "1e-3", "--warmup_steps", "1",
+            "--log_steps", "1", "--clip", "0.5", "--device", "cpu", "--output_dir",
+            str(place / out), *more]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Every run of two processes, plain and sharded."""
+    place = tmp_path_factory.mktemp("place")
+    tiny.model_folder(place / "model", dataclasses.replace(tiny.SKYEYE, lora=None))
+    tiny.talks(place / "talks", count=6, texts=3)
+    tiny.talks(place / "texts", count=1, texts=7)
+    runs = []
+    for name, sharded in (("plain", ()), ("sharded", ("--shard",))):
+        for tune, own in TUNES.items():
+            own = (*own, "--save_steps", "2", "--grad_accum", "2", *sharded)
+            runs.append(flags(place, f"{tune}-{name}", *own))
+        runs.append(flags(place, f"texts-{name}", *TUNES["full"], *sharded, data="texts"))
+    for tune in ("full", "lora"):
+        for out, source, sharded in (("resumed", "sharded", ("--shard",)), ("whole", "sharded", ()),
+                                     ("cut", "plain", ("--shard",))):
+            checkpoint = str(place / f"{tune}-{source}" / "checkpoint-2")
+            runs.append(flags(place, f"{tune}-{out}", *TUNES[tune], "--save_steps", "2",
+                              "--grad_accum", "2", "--resume", checkpoint, *sharded))
+    done = start("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                 "tests/processes.py", json.dumps(runs))
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return load_file(next(out.glob("*.safetensors")))
+
+
+def assert_same(one, two, part=1e-6):
+    """The losses and norms of the last steps, and the tensors."""
+    lines = log(one)[-len(log(two)):]
+    for a, b in zip(lines, log(two), strict=True):
+        assert a["step"] == b["step"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=part)
+        assert a["norm"] == pytest.approx(b["norm"], rel=part)
+    one, two = weights(one), weights(two)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert (one[name] - two[name]).norm() <= part * one[name].norm(), name
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_in_pieces_a_model_learns_what_a_whole_one_learns(place, tune):
+    """Of a LoRA also what stays is in pieces; in bf16 it has another type than what learns."""
+    assert_same(place / f"{tune}-plain", place / f"{tune}-sharded")
+    assert len(log(place / f"{tune}-sharded")) == 4
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_each_process_keeps_half_of_the_numbers_and_never_sees_all(place, tune):
+    """The largest unit are the embeddings, the head and what else is in no block."""
+    for rank in range(2):
+        kept, count, unit = json.loads((place / f"{tune}-sharded/rank-{rank}.json").read_text())
+        assert 0.45 * count < kept < 0.55 * count and unit < 0.52 * count
+        kept, count, unit = json.loads((place / f"{tune}-plain/rank-{rank}.json").read_text())
+        assert kept == count == unit
+
+
+@pytest.mark.parametrize("tune", TUNES)
+def test_a_checkpoint_is_whole_and_as_without_pieces(place, tune):
+    one, two = (place / f"{tune}-{name}" / "checkpoint-2" for name in ("plain", "sharded"))
+    assert complete(one.parent) == [one] and complete(two.parent) == [two]
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    a, b = (torch.load(folder / "trainer.pt", weights_only=True) for folder in (one, two))
+    assert a.keys() == b.keys() and a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    pairs = [(a["parameters"][name], b["parameters"][name]) for name in a["parameters"]]
+    pairs += [(a["optimizer"]["state"][i][key], b["optimizer"]["state"][i][key])
+              for i in a["optimizer"]["state"] for key in a["optimizer"]["state"][i]]
+    assert len(pairs) == 4 * len(a["parameters"])
+    for x, y in pairs:
+        assert type(x) is type(y) is torch.Tensor and x.shape == y.shape and x.dtype == y.dtype
+        assert (x - y).norm() <= 1e-5 * x.norm()
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_resumed_run_in_pieces_ends_with_the_bits_of_an_unbroken_one(place, tune):
+    assert_same(place / f"{tune}-sharded", place / f"{tune}-resumed", 0)
+    assert [line["step"] for line in log(place / f"{tune}-resumed")] == [3, 4]
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_run_goes_on_without_pieces_or_in_pieces(place, tune):
+    for out in ("whole", "cut"):
+        assert_same(place / f"{tune}-sharded", place / f"{tune}-{out}")
+
+
+def test_one_process_goes_on_where_two_stopped(place):
+    out = place / "full-one"
+    train.train(train.parse_args(flags(
+        place, out, *TUNES["full"], "--save_steps", "2", "--grad_accum", "2", "--force", "--resume",
+        str(place / "full-sharded" / "checkpoint-2"), batch=4)))
+    assert_same(place / "full-sharded", out, 1e-4)
+
+
+def test_a_process_whose_batches_have_no_picture_keeps_up(place):
+    """There is one picture among eight rows, so at least one of the two has none."""
+    assert_same(place / "texts-plain", place / "texts-sharded")
+    train.train(train.parse_args(flags(place, "texts-one", *TUNES["full"], data="texts", batch=4)))
+    assert_same(place / "texts-one", place / "texts-sharded", 1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_picture_for_a_text_changes_no_loss_and_no_gradient(tmp_path, shared):
+    samples = [dataclasses.replace(sample, images=()) for sample in tiny.captions(tmp_path, 2)]
+    rows = tiny.rows(samples)
+    batch = collate([rows[0, 0], rows[0, 1]])
+    if shared:                      # rows with several questions
+        slots = torch.arange(batch["ids"].shape[1]).expand(batch["ids"].shape)
+        batch |= {"segments": slots // 5, "positions": slots % 7}
+    assert batch["images"] is None
+    found = []
+    for given in (batch, with_picture(batch, tiny.VIT.image_size, tiny.N)):
+        model = tiny.skyeye().train()
+        loss = model(**given)
+        loss.backward()
+        found.append((loss, {name: p.grad for name, p in model.named_parameters()}))
+    (one, alone), (two, gradients) = found
+    assert torch.allclose(one, two, rtol=1e-6)
+    for name, gradient in gradients.items():
+        if name.startswith("llama_model."):
+            assert (gradient - alone[name]).norm() <= 1e-5 * gradient.norm(), name
+        else:
+            assert alone[name] is None and not gradient.any(), name
+
+
+def test_a_batch_with_a_picture_stays_as_it_is(tmp_path):
+    batch = collate([tiny.rows(tiny.captions(tmp_path, 1))[0, 0]])
+    assert with_picture(batch, tiny.VIT.image_size, tiny.N) is batch
+
+
+def test_without_torchrun_it_is_one_line(place):
+    done = start("train.py", *flags(place, "none", "--shard"))
+    assert done.returncode == 2
+    assert done.stderr == ("train.py: --shard spreads the model over several processes: start it "
+                           "with torchrun\n")
+
+
+@pytest.mark.parametrize("given, word", [((2, "mps", torch.float32), "mps"),
+                                         ((2, "cpu", torch.float16), "bf16")])
+def test_what_cannot_be_sharded_is_refused_in_one_line(given, word):
+    with pytest.raises(ModelError, match=word) as caught:
+        check(*given)
+    assert "--shard" in str(caught.value) and "\n" not in str(caught.value)
+    check(2, "cuda", torch.bfloat16)
