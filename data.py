@@ -466,9 +466,9 @@ class Rows(torch.utils.data.Dataset):
         """first: a sample of each row -> rows, of each data set what its ratio says."""
         mixed, start, ends = [], 0, np.cumsum([count for count, _ in self.ratios])
         for end, (_, ratio) in zip(ends, self.ratios, strict=True):
-            own = np.flatnonzero((first >= start) & (first < end))
-            start = end
-            mixed.append(own[np.resize(rng.permutation(len(own)), round(ratio * len(own)))])
+            own, start = np.flatnonzero((first >= start) & (first < end)), end
+            count = max(int(ratio > 0), round(ratio * len(own)))
+            mixed.append(own[np.resize(rng.permutation(len(own)), count)])
         return np.concatenate(mixed) if mixed else np.arange(len(first))
 
     def arrange(self, rows: np.ndarray, letters: np.ndarray, rng: np.random.Generator

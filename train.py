@@ -34,8 +34,12 @@ from formats.training import pieces, sharding
 from formats.training.blank import with_picture
 from formats.training.disk import SaveError
 from formats.training.feeding import Feed
+from formats.training.flags import FlagError
+from formats.training.flops import flops, matmul_rate
 from formats.training.log import Log
+from formats.training.outside import PLACES, open_all
 from formats.training.plot import plot
+from formats.training.ratios import parse_ratios
 from formats.training.state import Parts
 from formats.training.stopping import Stop
 from formats.training.telling import explain_memory, is_out_of_memory
@@ -53,7 +57,8 @@ class TrainConfig:
     """Defaults are MiniGPT-v2's fine-tuning recipe; RECIPES has what a small model needs."""
     stage: int = option(1, "1: single-task instructions, 2: multi-task conversations", (1, 2))
     data: tuple[str, ...] = option((WORLD,), "folders or LLaVA json files")
-    ratio: tuple[float, ...] = option((), "part of each data set's rows in an epoch; empty: all")
+    ratio: tuple[str, ...] = option((), "NAME=NUMBER, or a number for each data set: so large a "
+                                    "part of its rows in an epoch, also above 1; empty: all once")
     tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TASKS) + "; empty: all")
     format: str = option("", "layout of the data, of " + " ".join(FORMATS) + "; empty: seen")
     bands: str = option("", "which are shown as red, green, blue of more than three: 4,3,2")
@@ -96,6 +101,8 @@ class TrainConfig:
     save_steps: int = option(1000, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints kept; 0: all")
     log_steps: int = option(10, "steps between lines of log.jsonl")
+    log_to: tuple[str, ...] = option((), "who is told the numbers of log.jsonl too; wandb goes on "
+                                     "the network unless WANDB_MODE=offline", tuple(PLACES))
     resume: str = option("", "a checkpoint folder, or auto: the newest in output_dir")
     force: bool = option(False, "resume although the settings have changed")
 
@@ -121,7 +128,7 @@ def parse_args(argv: list[str] | None = None) -> TrainConfig:
         if isinstance(f.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
         elif several:
-            kind = {"nargs": "+", "type": float if f.name == "ratio" else str}
+            kind = {"nargs": "+", "choices": f.metadata["choices"]}
         else:
             kind = {"type": type(f.default), "choices": f.metadata["choices"]}
         parser.add_argument(*names, default=None, help=text.replace("%", "%%"), **kind)
@@ -208,17 +215,16 @@ def save_model(model: SkyEyeGPT, config: TrainConfig, folder: Path, state: dict)
 
 # ---- the loop ------------------------------------------------------------------------------------
 
-def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, rank: int) -> Rows:
+def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, rank: int,
+                 ratio: Sequence[float]) -> Rows:
     if rank == 0:
         ensure_world(config.data)
     if dist.is_initialized():
         dist.barrier()
-    if config.ratio and len(config.ratio) != len(config.data):
-        raise DataError(f"--ratio has {len(config.ratio)} numbers for {len(config.data)} data sets")
     samples, skipped = Samples(), [] if config.skip_bad else None
     sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped)
             for place in config.data]
-    ratios = [(len(own), ratio) for own, ratio in zip(sets, config.ratio, strict=False)]
+    ratios = list(zip(map(len, sets), ratio, strict=True)) if ratio else []
     for own in sets:
         samples.join(own)
     if skipped and rank == 0:
@@ -284,17 +290,18 @@ def asked_to_stop(stop: Stop, device: str) -> bool:
 def train(config: TrainConfig) -> int:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device, dtype = pick_device(config)
+    ratio, out = parse_ratios(config.ratio, config.data), Path(config.output_dir)
     if config.shard:
         sharding.check(world, device, dtype)
+    outside = open_all(config.log_to, out, dataclasses.asdict(config)) if rank == 0 else []
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo",
                                 timeout=timedelta(hours=2))     # while rank 0 writes, all wait
-    out = Path(config.output_dir)
     torch.manual_seed(config.seed)
     model, tokenizer = build_model(config, "cpu" if config.shard else device, dtype)
     if config.shard:
         sharding.shard(model, device, dtype)
-    rows = prepare_data(config, model, tokenizer, rank)
+    rows = prepare_data(config, model, tokenizer, rank, ratio)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     parts = Parts(model, optimizer, scaler, dataclasses.asdict(config))
@@ -306,7 +313,9 @@ def train(config: TrainConfig) -> int:
     wrapped.train()
     if rank == 0:
         describe(model, rows, config, device, dtype)
-    log = Log(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model))
+    used = partial(flops, model.config, tune=config.tune, train_vit=config.train_vit)
+    log = Log(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model), used,
+              matmul_rate(device, dtype) if rank == 0 else math.inf, outside)
     feed = Feed(rows, config.batch_size, config.grad_accum, config.max_steps, rank, world)
     watch, good, ends = Watch(), None, False
     with Stop(quiet=rank > 0) as stop, tqdm(total=config.max_steps, initial=start, unit="step",
@@ -354,7 +363,7 @@ def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, device: str, dty
 if __name__ == "__main__":
     try:
         sys.exit(train(parse_args()))
-    except (DataError, ModelError, SaveError, Diverged) as error:
+    except (DataError, ModelError, SaveError, Diverged, FlagError) as error:
         line = str(error).splitlines()[-1]              # a loader process puts a traceback in front
         print(f"train.py: {line.removeprefix('data.DataError: ')}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:

@@ -28,7 +28,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +39,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import layouts  # noqa: E402
 from data import Rows, Sample, Tokenizer, collate  # noqa: E402
+from formats.training.flops import flops as count_flops  # noqa: E402
 from llama import LlamaConfig  # noqa: E402
 from lora import LoRAConfig, add_lora  # noqa: E402
 from projector import DTYPES, SkyEyeConfig, SkyEyeGPT  # noqa: E402
@@ -225,24 +226,7 @@ def measure(sides: dict[str, tuple[Side, list[dict]]], args: argparse.Namespace
 
 def flops(config: SkyEyeConfig, batch: dict) -> float:
     """What a step of ours cannot do without."""
-    c, eye, real = config.llama, config.vit, batch["ids"] != 0
-    tokens, spoken, images = int(real.sum()), supervised(batch), batch["images"]
-    sees = real[:, None].expand(-1, real.shape[1], -1).tril()                 # [B, T, T]
-    if "segments" in batch:
-        key, query = batch["segments"][:, None], batch["segments"][..., None]
-        sees = sees & ((key == 0) | (key == query))
-    pairs = int((sees & real[..., None]).sum())
-    layer = 4 * c.width ** 2 + 3 * c.width * c.mlp
-    lora = len(LORA.targets) * 2 * c.width * LORA.r
-    total = c.depth * (tokens * (4 * layer + 6 * lora) + 12 * pairs * c.width)
-    total += 4 * spoken * c.width * c.vocab_size
-    if images is None:                      # nothing below the first layer learns
-        return total - 2 * tokens * (3 * c.width ** 2 + lora / 2)
-    patches, bridge = eye.grid ** 2 + 1, config.joined * eye.width * c.width
-    block = patches * (4 * eye.width ** 2 + 2 * eye.width * eye.mlp) + 2 * patches ** 2 * eye.width
-    cut = (patches - 1) * 3 * eye.patch_size ** 2 * eye.width
-    return total + len(images) * (2 * eye.depth * block + 2 * cut
-                                  + 4 * config.visual_tokens * bridge)
+    return count_flops(replace(config, lora=LORA), batch, "lora")
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int = 2048) -> float:

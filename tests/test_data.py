@@ -665,6 +665,13 @@ def test_a_ratio_is_the_part_of_a_sets_rows_in_an_epoch():
     assert set(used[:15]) != set(used[15:])                         # another half every time
 
 
+def test_of_a_set_with_a_ratio_a_row_is_left_and_of_one_without_none():
+    few = [sample(str(i), "x", "conversation", ()) for i in range(9)]
+    for seed in range(3):
+        rows = tiny.rows(few, ratios=[(4, 0.001), (5, 0.0)], seed=seed)
+        assert len(rows) == 1 and set(plan_of(rows, 1)[0]) < {0, 1, 2, 3}
+
+
 def test_with_ratios_every_epoch_has_as_many_rows_also_if_sets_share_pictures():
     samples = [sample(str(i), "x", "vqa", [f"{i % 5}.png"]) for i in range(20)]
     for seed in range(5):

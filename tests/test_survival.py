@@ -11,8 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import eval as evaluation
 import tiny
+from data import Tokenizer, read_data
+from examples.miniworld import write_world
 from formats.training.checkpoints import complete
+from projector import SkyEyeGPT
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -151,3 +155,69 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(place, tmp_path)
         assert complete(disk)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+# ---- two processes, two stages -------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model that has learned nothing and a miniature world."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.model_folder(folder / "model")
+    write_world(folder / "data", train=5, val=2, test=1, clips=1, size=64, workers=1)
+    return folder
+
+
+def start_two(world, stage, model, out):
+    """torchrun with two processes on one stage; it saves every fourth step of 40."""
+    flags = ("--stage", stage, "--model", model, "--data", world / "data", "--output_dir", out,
+             "--tune", "full" if stage == 1 else "lora", "--max_steps", 40, "--save_steps", 4,
+             "--batch_size", 2, "--questions_per_image", 2, "--lr", "1e-3", "--log_steps", 1,
+             "--resume", "auto", "--device", "cpu")
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2,
+               "train.py", *flags)
+    return subprocess.Popen(list(map(str, command)), text=True, cwd=tiny.ROOT, env=ENVIRONMENT,
+                            stderr=subprocess.PIPE)
+
+
+def children(number):
+    told = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
+    pairs = [line.split() for line in told.stdout.splitlines()]
+    return [int(pid) for pid, parent in pairs if int(parent) == number]
+
+
+def train_twice(world, out, killed):
+    """Stage 1, then stage 2 from it; each, if killed, ends once without warning after a save."""
+    for stage, model in ((1, world / "model"), (2, out / "stage1")):
+        place = out / f"stage{stage}"
+        process = start_two(world, stage, model, place)
+        if killed:
+            wait_for(place, 6)                  # past the first checkpoint
+            group = [process.pid, *children(process.pid)]
+            assert len(group) == 3
+            for number in group:
+                os.kill(number, signal.SIGKILL)
+            process.communicate(timeout=60)
+            assert complete(place) and logged(place)[-1]["step"] < 40
+            assert not list(place.glob("*.safetensors"))
+            process = start_two(world, stage, model, place)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+
+
+def answers(world, folder):
+    model = SkyEyeGPT.from_pretrained(folder)
+    samples = [sample for sample in read_data(world / "data", "val") if sample.task == "vqa"][:6]
+    tokenizer = Tokenizer(folder / "tokenizer.model", model.config.llama.vocab_size)
+    return list(evaluation.predict(model, tokenizer, samples, list(range(len(samples))), "cpu"))
+
+
+def test_two_processes_killed_in_both_stages_end_with_the_files_of_unbroken_ones(world, tmp_path):
+    train_twice(world, tmp_path / "whole", killed=False)
+    train_twice(world, tmp_path / "killed", killed=True)
+    for file in ("stage1/model.safetensors", "stage2/adapter.safetensors"):
+        one, two = ((tmp_path / name / file).read_bytes() for name in ("whole", "killed"))
+        assert one == two, file
+    told, again = (answers(world, tmp_path / name / "stage2") for name in ("whole", "killed"))
+    assert len(told) == 6 and told == again
+    assert evaluation.score(told) == evaluation.score(again) != {}

@@ -1,5 +1,6 @@
 """Training: the schedule, what learns and what stays, and runs that must come out the same."""
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -97,8 +98,8 @@ def test_flags_are_written_with_either_dash(folder):
 
 
 def test_several_data_sets_and_ratios_are_taken():
-    config = parse_args(["--data", "a", "b", "--ratio", "0.5", "2"])
-    assert (config.data, config.ratio) == (["a", "b"], [0.5, 2.0])
+    config = parse_args(["--data", "a", "b", "--ratio", "b=0.5", "a=2"])
+    assert (config.data, config.ratio) == (["a", "b"], ["b=0.5", "a=2"])
 
 
 # ---- what learns ---------------------------------------------------------------------------------
@@ -371,8 +372,10 @@ def test_the_folder_that_is_written_holds_everything_that_learned(
 
 # ---- processes -----------------------------------------------------------------------------------
 
-def start(*command):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(*command, path="", **more):
+    """path: where Python looks for packages first; more: of the environment."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+                                "PYTHONPATH": str(path)} | more
     return subprocess.run([sys.executable, *command], cwd=tiny.ROOT, env=environment,
                           capture_output=True, text=True, timeout=120)
 
@@ -397,9 +400,9 @@ def test_two_processes_learn_what_one_learns(folder, talks, tmp_path):
     assert one[-1]["loss"] < one[0]["loss"]
 
 
-def refusal(*flags):
+def refusal(*flags, **more):
     """What train.py says on its way out: status 2, no traceback."""
-    done = start("train.py", *flags)
+    done = start("train.py", *flags, **more)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
     return done.stderr.strip().splitlines()
@@ -410,6 +413,88 @@ def test_missing_data_is_one_line(folder, tmp_path):
                       "--output_dir", str(tmp_path / "out"))
     assert line.startswith("train.py: ") and str(tmp_path / "gone") in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_ratio_of_no_data_set_is_one_line_before_anything_is_read(tmp_path):
+    gone = str(tmp_path / "gone")
+    (line,) = refusal("--data", gone, "--ratio", "rsicd=2", "--output_dir", str(tmp_path / "out"))
+    assert line == "train.py: --ratio rsicd: no such data set; there are gone"
+
+
+def test_the_ratio_that_is_named_says_how_many_rows_an_epoch_has(folder, talks, tmp_path, capfd):
+    more = str(tiny.talks(tmp_path, count=0, texts=5))
+    run(folder, talks, tmp_path / "out", data=(talks, more), ratio=(f"{more}=0.6",), max_steps=1)
+    assert "14 samples in 12 rows an epoch" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_package_that_is_not_there_is_one_line_before_anything_is_read(tmp_path, name):
+    """A folder of its name, such as W&B leaves, is none."""
+    if importlib.util.find_spec(name):
+        pytest.skip(f"{name} is installed here")
+    (tmp_path / "wandb").mkdir()
+    (line,) = refusal("--data", str(tmp_path / "gone"), "--log_to", name, path=tmp_path)
+    assert line == (f"train.py: --log_to {name}: the package {name} is not installed; "
+                    f"pip install {name}")
+
+
+STAND_IN = """
+import json, os, sys
+def note(*told): print(json.dumps(told), file=open(os.environ["TOLD"], "a"), flush=True)
+class Error(Exception): pass
+def init(dir, config):
+    if "LOGGED_OUT" in os.environ: raise Error("not logged in\\nat all")
+    note("run", dir, config["seed"])
+    return sys.modules[__name__]
+def log(numbers, step): note("wandb", step, numbers)
+class SummaryWriter:
+    def __init__(self, place): note("writer", place)
+    def add_scalar(self, name, value, step): note("tensorboard", step, {name: value})
+    def flush(self): note("flushed")
+sys.modules["torch.utils.tensorboard"] = sys.modules[__name__]
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """A tensorboard and a wandb that write down what they are told."""
+    for name in ("tensorboard", "wandb"):
+        (tmp_path / f"{name}.py").write_text(STAND_IN)
+    (tmp_path / "sitecustomize.py").write_text("import tensorboard")
+    return tmp_path
+
+
+def test_who_is_asked_for_is_told_the_numbers_of_the_log(folder, talks, tmp_path, stand_ins):
+    out, told = tmp_path / "out", tmp_path / "told"
+    done = start("train.py", "--model", folder, "--data", talks, "--output_dir", str(out),
+                 "--max_steps", "3", "--log_steps", "2", "--log_to", "wandb", "tensorboard",
+                 path=stand_ins, TOLD=str(told))
+    assert done.returncode == 0, done.stderr
+    notes = [json.loads(line) for line in told.read_text().splitlines()]
+    assert ["run", str(out), 42] in notes and ["writer", str(out / "tensorboard")] in notes
+    lines = log(out)
+    assert [line["step"] for line in lines] == [1, 2]
+    for line in lines:
+        step, numbers = line.pop("step"), {}
+        for who, *rest in notes:
+            numbers |= rest[1] if who == "tensorboard" and rest[0] == step else {}
+        assert ["wandb", step, line] in notes and numbers == line
+        assert {"loss", "lr", "norm", "samples_per_s", "mfu", "tflops"} <= line.keys()
+        assert line["tflops"] > 0 and line["mfu"] > 0
+    assert notes[-1] == ["flushed"]
+
+
+def test_nobody_is_told_anything_unasked(folder, talks, tmp_path, stand_ins):
+    done = start("train.py", "--model", folder, "--data", talks, "--output_dir",
+                 str(tmp_path / "out"), "--max_steps", "1", path=stand_ins,
+                 TOLD=str(tmp_path / "told"))
+    assert done.returncode == 0 and not (tmp_path / "told").exists()
+
+
+def test_a_run_that_weights_and_biases_refuses_is_one_line(tmp_path, stand_ins):
+    (line,) = refusal("--data", str(tmp_path / "gone"), "--log_to", "wandb", "--output_dir",
+                      str(tmp_path / "out"), path=stand_ins, LOGGED_OUT="1")
+    assert line == "train.py: --log_to wandb: not logged in at all; or set WANDB_MODE=offline"
 
 
 def test_a_missing_model_is_one_line(tmp_path):

@@ -24,7 +24,9 @@ from formats.training import disk, telling
 from formats.training.axis import Axis
 from formats.training.chart import BOX, SIZE
 from formats.training.checkpoints import SaveError, complete, newest, save
+from formats.training.flags import FlagError
 from formats.training.plot import MEAN, RATE, average, plot, read_log
+from formats.training.ratios import parse_ratios
 from formats.training.settings import differences
 from formats.training.stopping import Stop
 from formats.training.watching import Diverged, Watch, untrained
@@ -273,6 +275,33 @@ def test_differences_are_told_but_for_the_free_ones():
     assert differences(saved, now, {"steps"}) == ["lr 0.001 -> 0.002", "model (empty) -> x",
                                                   "new (none) -> True", "gone 1 -> (none)"]
     assert differences(saved, saved, ()) == []
+
+
+# ---- ratios --------------------------------------------------------------------------------------
+
+PLACES = ("data/rsicd", "more/talks.json", "b/x.jsonl", "c/x", "v1.5/")
+
+
+@pytest.mark.parametrize("given, ratios", [
+    ((), ()), (("1", "0", "2.5", ".5", "3e0"), (1, 0, 2.5, 0.5, 3)),
+    (("talks=0.5",), (1, 0.5, 1, 1, 1)), (("v1.5=2", "rsicd=0"), (0, 1, 1, 1, 2)),
+    (("more/talks.json=3",), (1, 3, 1, 1, 1)), (("c/x=3", "b/x.jsonl=2"), (1, 1, 2, 3, 1))])
+def test_ratios_are_of_the_data_sets_that_are_named_or_of_all_in_order(given, ratios):
+    assert parse_ratios(given, PLACES) == ratios
+
+
+@pytest.mark.parametrize("given, told", [
+    (("1", "2"), "has 2 numbers for 5"), (("rsicd=1", "2"), "alone"),
+    (("gone=1",), "gone: no such"), (("talks.json=1",), "talks.json: no such"),
+    (("talks=1", "more/talks.json=2"), "the same"), (("rsicd=1", "rsicd=1"), "the same"),
+    (("x=1",), "b/x.jsonl and c/x"), (("rsicd=-1",), "-1: not a number"),
+    (("rsicd=many",), "many: not a number"), (("rsicd=",), "not a number"),
+    (("1", "1", "1", "1", "nan"), "nan: not"), (("rsicd=inf",), "inf: not"),
+    (("0",) * 5, "nothing")])
+def test_a_ratio_that_fits_nothing_is_one_line(given, told):
+    with pytest.raises(FlagError, match=told) as error:
+        parse_ratios(given, PLACES)
+    assert "\n" not in str(error.value) and str(error.value).startswith("--ratio")
 
 
 # ---- signals -------------------------------------------------------------------------------------

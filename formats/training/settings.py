@@ -2,7 +2,7 @@
 from collections.abc import Collection
 
 FREE = ("device", "compile", "shard", "num_workers", "save_steps", "save_total_limit", "log_steps",
-        "resume", "force", "output_dir")        # what a resumed run may have changed
+        "log_to", "resume", "force", "output_dir")        # what a resumed run may have changed
 
 
 def differences(saved: dict, now: dict, free: Collection[str]) -> list[str]:
