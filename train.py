@@ -61,7 +61,7 @@ class TrainConfig:
                                     "part of its rows in an epoch, also above 1; empty: all once")
     tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TASKS) + "; empty: all")
     format: str = option("", "layout of the data, of " + " ".join(FORMATS) + "; empty: seen")
-    bands: str = option("", "which are shown as red, green, blue of more than three: 4,3,2")
+    bands: tuple[int, ...] = option((), "which are shown as red, green, blue of more: 4,3,2")
     frames: int = option(8, "of a clip; 1: the paper's single frame")
     skip_bad: bool = option(False, "leave out rows and pictures that are wrong, and count them")
     model: str = option("", "model folder to start from; stage 1: a new model, 2: out/stage1")
@@ -127,6 +127,8 @@ def parse_args(argv: list[str] | None = None) -> TrainConfig:
         names = dict.fromkeys(["--" + f.name, "--" + f.name.replace("_", "-")])
         if isinstance(f.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
+        elif f.name == "bands":
+            kind = {"type": parse_bands}
         elif several:
             kind = {"nargs": "+", "choices": f.metadata["choices"]}
         else:
@@ -233,7 +235,7 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
     return Rows(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
                 model.config.prompt, config.questions_per_image, config.augment, config.seed,
                 config.max_tokens, ratios, config.batch_size * config.grad_accum * world,
-                parse_bands(config.bands), config.frames)
+                config.bands, config.frames)
 
 
 def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:

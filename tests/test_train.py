@@ -311,6 +311,15 @@ def test_the_processes_share_the_rows_out_and_none_is_left_or_taken_twice(world,
         assert list(feed.keys(3)) == keys[rank][3 * accum:]
 
 
+@pytest.mark.parametrize("flags", [["--bands", "4,x"], ["--bands", "0,1,2"], ["--tune", "some"],
+                                   ["--step", "3"], ["--max_steps", "many"]])
+def test_a_flag_that_cannot_be_read_is_told_in_a_line(flags, capsys):
+    with pytest.raises(SystemExit) as told:
+        parse_args(flags)
+    assert told.value.code == 2 and flags[0] in capsys.readouterr().err
+    assert parse_args(["--bands", "4,3,2"]).bands == (4, 3, 2)
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(folder, talks, tmp_path):
