@@ -27,6 +27,7 @@ from data import (
 )
 from formats.drawing import draw_on, free_name
 from formats.pictures.bands import parse_bands
+from formats.talking.guide import BOXED, Grammar, Guide
 from formats.templates import IDENTIFIERS, TASKS
 from projector import DTYPES, ModelError, SkyEyeGPT
 
@@ -41,9 +42,10 @@ class Conversation:
     """Pictures, the turns so far, and a KV cache that holds them: no turn is computed twice."""
 
     def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: list[str], sampling: dict,
-                 bands: Sequence[int] = (), frames: int = 8):
+                 bands: Sequence[int] = (), frames: int = 8, free: bool = False):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.bands, self.frames = bands, frames
+        self.bands, self.frames, self.free = bands, frames, free
+        self.grammar = Grammar(tokenizer.model.id_to_piece(list(range(len(tokenizer)))))
         self.open(paths)
 
     def open(self, paths: list[str]) -> None:
@@ -61,6 +63,7 @@ class Conversation:
     def reset(self) -> None:
         self.ids: list[int] = []
         self.turns: list[tuple[str, str]] = []
+        self.guides: list[Guide] = []           # of the answers
         self.cache = self.model.llama_model.cache(1, self.model.config.llama.max_positions)
 
     def ask(self, question: str) -> Iterator[str]:
@@ -77,11 +80,13 @@ class Conversation:
         self.cache.used = start = min(self.cache.used, same)
         self.ids, answer = ids, []
         self.turns.append((question, ""))
+        self.guides.append(Guide(self.grammar, self.free or not question.startswith(BOXED)))
         device = self.model.llama_model.lm_head.weight.device
         images = None if start else self.images
         try:
             for token in self.model.generate(torch.tensor(ids, device=device), images,
-                                             cache=self.cache, **self.sampling):
+                                             cache=self.cache, guides=self.guides[-1:],
+                                             **self.sampling):
                 answer.append(token)
                 text = self.tokenizer.decode(answer)
                 if not text.endswith("\ufffd"):             # half of a letter: wait for the rest
@@ -105,6 +110,8 @@ class Conversation:
         if file.suffix == ".json":
             said = [{"from": who, "value": text} for turn in self.turns
                     for who, text in zip(("human", "gpt"), turn, strict=True)]
+            for turn, guide in zip(said[1::2], self.guides, strict=False):
+                turn |= {"confidence": guide.confidences()} if "{" in turn["value"] else {}
             row = {"image": self.paths, "conversations": said}
             file.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
         else:
@@ -138,9 +145,9 @@ def speak(talk: Conversation, question: str) -> None:
     except KeyboardInterrupt:
         print(" (stopped)", end="")
     print()
-    for phrase, box in talk.boxes():
+    for (phrase, box), sure in zip(talk.boxes(), talk.guides[-1].confidences(), strict=False):
         x1, y1, x2, y2 = (round(side) for side in box)
-        print(f"  {phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels")
+        print(f"  {phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels ({sure:.2f})")
 
 
 def command(talk: Conversation, line: str, task: str) -> str:
@@ -198,6 +205,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top_p", "--top-p", type=float, default=0.9)
     parser.add_argument("--top_k", "--top-k", type=int, default=50)
     parser.add_argument("--repetition_penalty", "--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--free", action="store_true", help="do not keep boxes well-formed")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
@@ -209,13 +217,12 @@ def main(argv: list[str] | None = None) -> None:
     for question in args.prompt or []:
         checked(question)
     model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
-    pieces = model.config.llama.vocab_size
-    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", pieces)
+    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "repetition_penalty": args.repetition_penalty,
                 "generator": torch.Generator(args.device).manual_seed(args.seed)}
-    talk = Conversation(model, tokenizer, args.images, sampling, args.bands, args.frames)
+    talk = Conversation(model, tokenizer, args.images, sampling, args.bands, args.frames, args.free)
     if args.prompt is None:
         print(f"{args.model} sees {' '.join(args.images) or 'no picture'}; /help tells the rest")
         return converse(talk)

@@ -307,13 +307,14 @@ class Llama(nn.Module):
 
     @torch.inference_mode()
     def generate(self, x: Tensor, lengths: Tensor, cache: KVCache, max_new_tokens: int, stop: int,
-                 start: int = 0, **sampling) -> Iterator[Tensor]:
+                 start: int = 0, guides: list | None = None, **sampling) -> Iterator[Tensor]:
         """The token loop: embeddings of the prompts in, one long[B] of new ids a step out.
 
         x: float[B, T, D], right-padded; lengths: long[B], real tokens of each row; start: slots of
         the cache that hold earlier turns. A row that has said `stop` goes on saying it, and the
         loop ends when all have, after max_new_tokens, or when the cache is full. When half of the
-        rows have ended, the others go on alone. `sampling` goes to `sample`.
+        rows have ended, the others go on alone. guides: one formats.talking.guide.Guide a row, or
+        none; `sampling` goes to `sample`.
         """
         B, T, _ = x.shape
         if start + T > cache.slots:
@@ -325,7 +326,8 @@ class Llama(nn.Module):
         last = lengths[:, None] - 1                                           # [B, 1]
         for step in range(min(max_new_tokens, cache.slots - start - T + 1)):
             h = self.model(x, positions, cache=cache, at=last)                # [R, 1, D]
-            ids = sample(self.lm_head(h[:, 0]), seen, **sampling)             # [R]
+            own = [guides[row] for row in rows.tolist()] if guides else []
+            ids = guided(self.lm_head(h[:, 0]), seen, own, **sampling)        # [R]
             ids = ids.masked_fill(done, stop)
             yield lengths.new_full((B,), stop).index_copy(0, rows, ids)       # [B]
             done = ids == stop
@@ -338,6 +340,21 @@ class Llama(nn.Module):
             seen.scatter_(1, ids[:, None], True)
             x, last = self.model.embed_tokens(ids)[:, None], None             # [R, 1, D]
             positions = (start + lengths[rows] + step)[:, None]               # [R, 1]
+
+
+def guided(logits: Tensor, seen: Tensor, guides: list, **sampling) -> Tensor:
+    """sample, but of what each row's guide allows; the guide hears what it was, how likely it was.
+
+    logits: float[B, V], seen: bool[B, V] -> ids: long[B]. No guides: sample.
+    """
+    if not guides:
+        return sample(logits, seen, **sampling)
+    may = torch.stack([torch.from_numpy(guide.allowed()) for guide in guides]).to(logits.device)
+    ids = sample(logits.masked_fill(~may, -torch.inf), seen, **sampling)
+    logs = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]       # as without a guide
+    for guide, token, log in zip(guides, ids.tolist(), logs.tolist(), strict=True):
+        guide.said(token, log)
+    return ids
 
 
 def sample(logits: Tensor, seen: Tensor, temperature: float = 0.0, top_k: int = 0,

@@ -4,7 +4,7 @@ import re
 
 Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y downwards
 BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4)
-                 + r"\s*(?:\|\s*<\s*(-?\d{1,3})\s*>\s*)?\}")
+                 + r"\s*(?:\|\s*<\s*(-?\d{1,3})\s*>\s*)?\}", re.ASCII)
 PHRASE = re.compile(r"<p>(.*?)</p>")
 
 
