@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from formats import capera, caption_lists, class_folder, coco, dior_rsvg, dota, llava
+from formats import capera, caption_lists, class_folder, coco, dior_rsvg, dota, floodnet, llava
 
 # isort: split
 from formats import nwpu_captions, rsicd, rsivqa, rsvqa, skyeye, voc
@@ -279,6 +279,7 @@ FORMATS = {
     "capera": capera,                   # clips
     "rsvqa": rsvqa,                     # RSVQA-LR, RSVQA-HR
     "rsivqa": rsivqa,                   # lines of picture:question?answer
+    "floodnet": floodnet,               # one JSON of questions a split
     "coco": coco,                       # boxes of classes, as three tasks; so are voc and dota
     "dior_rsvg": dior_rsvg,             # DIOR-RSVG, RSVG: VOC XML and running object numbers
     "voc": voc,

@@ -5,8 +5,9 @@ import random
 import pytest
 
 from data import encode_box, parse_boxes, preprocess
-from eval import grid_ceiling, iou
 from formats.boxes import turned
+from formats.scoring.overlap import iou
+from formats.scoring.truth import grid_ceiling
 
 
 def boxes(count, seed=0):
@@ -90,8 +91,9 @@ def test_padding_puts_a_box_where_the_padded_picture_shows_it():
 
 
 def test_the_ceiling_is_what_a_perfect_answer_scores():
-    rows = [{"size": (1000, 1000), "boxes": [(100, 100, 103, 103)]},    # smaller than a bin
-            {"size": (1000, 1000), "boxes": [(100, 100, 500, 400), (7, 7, 300, 200)]}]
-    assert grid_ceiling(rows) == pytest.approx(2 / 3)
+    truths = [(100, 100, 103, 103)], [(100, 100, 500, 400), (7, 7, 300, 200)]   # one below a bin
+    rows = [{"size": (1000, 1000), "boxes": boxes, "references": []} for boxes in truths]
+    ceiling = grid_ceiling(rows)
+    assert ceiling.value(ceiling.stats.sum(axis=0)) == pytest.approx([2 / 3])
     again = parse_boxes(encode_box((100, 100, 103, 103), 1000, 1000), 1000, 1000)[0][1]
     assert iou(again, (100, 100, 103, 103)) < 0.5

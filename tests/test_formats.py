@@ -14,6 +14,7 @@ from formats import (
     coco,
     dior_rsvg,
     dota,
+    floodnet,
     lines,
     llava,
     nwpu_captions,
@@ -25,8 +26,8 @@ from formats import (
 )
 from formats.skyeye_names import FILES
 
-MODULES = (llava, skyeye, rsicd, nwpu_captions, caption_lists, capera, rsvqa, rsivqa, coco,
-           dior_rsvg, voc, dota, class_folder)
+MODULES = (llava, skyeye, rsicd, nwpu_captions, caption_lists, capera, rsvqa, rsivqa,
+           floodnet, coco, dior_rsvg, voc, dota, class_folder)
 FIXTURES = tiny.DATA / "fixtures"
 
 
@@ -205,6 +206,28 @@ def make_classes(place):
     touch(place, "DenseResidential/1.jpg", "Pond/1.jpg", "Pond/2.jpg")
 
 
+def make_floodnet(place):
+    for split in ("Training ", "Valid ", "Test_"):
+        write(place / f"Questions/{split}Question.json", {
+            str(i): {"Image_ID": "10168.JPG", "Question": f"{split} {i}?", "Ground_Truth": answer,
+                     "Question_Type": kind}
+            for i, (answer, kind) in enumerate([("flooded", "Condition_Recognition"),
+                                                (4, "Simple_Counting")])})
+    touch(place, *(f"Images/{split}_Image/10168.JPG" for split in ("Train", "Valid", "Test")))
+
+
+def test_floodnets_questions_go_with_the_pictures_of_their_split(tmp_path):
+    make_floodnet(tmp_path)
+    rows = read(floodnet, tmp_path, "test")
+    assert {row["images"][0] for row in rows} == {"Images/Test_Image/10168.JPG"}
+    assert [(row["turns"][0][1], row["kind"]) for row in rows] == [
+        ("flooded", "Condition_Recognition"), ("4", "Simple_Counting")]
+    write(tmp_path / "Questions/Test_Question.json", {"7": {"Image_ID": "1.JPG", "Question": "a?",
+                                                            "Question_Type": "Yes_No"}})
+    [error] = floodnet.read(tmp_path, "test")
+    assert "Test_Question.json:7: no 'Ground_Truth'" in str(error)
+
+
 TALK = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "A ship."}]
 
 
@@ -217,7 +240,7 @@ def make_skyeye(place):
 MAKERS = {rsicd: make_rsicd, nwpu_captions: make_nwpu, caption_lists: make_lists,
           capera: make_capera, rsvqa: make_rsvqa, rsivqa: make_rsivqa, voc: make_voc,
           dota: make_dota, coco: make_coco, dior_rsvg: make_rsvg, class_folder: make_classes,
-          skyeye: make_skyeye}
+          skyeye: make_skyeye, floodnet: make_floodnet}
 
 
 def name_of(module):

@@ -13,6 +13,7 @@ import train
 from chat import Conversation
 from data import Tokenizer
 from formats.checking.command import parse_args as parse_data_args
+from formats.scoring.overlap import iou
 from projector import PRESETS, SkyEyeGPT
 
 README = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,4 +82,4 @@ def test_the_box_that_the_readme_draws_lies_on_what_was_asked_for(nano):
     talk = Conversation(*nano, [str(tiny.ROOT / name)], {"max_new_tokens": 60})
     assert "".join(talk.ask(f"[refer] where is {expression} ?")) in README
     [(phrase, found)] = talk.boxes()
-    assert phrase == expression and evaluation.iou(found, box) > 0.5
+    assert phrase == expression and iou(found, box) > 0.5
