@@ -209,6 +209,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--bits", type=int, choices=(16, 8, 4), default=16,
+                        help="of the language model's weights (default %(default)s: --dtype)")
     return parser.parse_args(argv)
 
 
@@ -216,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     for question in args.prompt or []:
         checked(question)
-    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
+    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype], args.bits)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,

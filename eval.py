@@ -40,8 +40,7 @@ from data import (
     turns_of,
 )
 from examples.miniworld import WORLD, ensure_world
-from formats.pictures.bands import parse_bands
-from formats.scoring import foreign, predictions
+from formats.scoring import flags, foreign, predictions
 from formats.scoring.badness import badness
 from formats.scoring.batching import ahead, batches_of, groups_of
 from formats.scoring.choices import choices
@@ -55,6 +54,7 @@ from formats.scoring.provenance import line, provenance
 from formats.scoring.report import Part, report
 from formats.scoring.runs import begin
 from formats.scoring.sheet import draw_sheet
+from formats.talking.guide import BOXED, Grammar, Guide
 from formats.templates import CLEANED, clean_text
 from formats.training.telling import commit, is_out_of_memory
 from projector import DTYPES, ModelError, SkyEyeConfig, SkyEyeGPT
@@ -177,14 +177,17 @@ def make_loader(samples: Sequence[Sample], tokenizer: Tokenizer, config: SkyEyeC
 # ---- answers -------------------------------------------------------------------------------------
 
 def write_answers(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group], tokens: int,
-                  device: str) -> list[str]:
-    """Each question's answer, greedily, in words of the model's own."""
+                  device: str, grammar: Grammar | None = None) -> list[str]:
+    """Each question's answer, greedily; with a grammar, boxes that region tasks ask for are whole.
+    """
     answers = []
     for shared, alike in groupby(groups, Group.shared):
         own = list(alike)                       # their prompts begin with as many ids
         prompts = [[prompt.to(device) for prompt in group.prompts] for group in own]
         images = torch.cat([group.images for group in own]).to(device)
-        answers += model.answer(prompts, images, shared, tokens, tokenizer.eos)
+        guides = [Guide(grammar, free=not question.startswith(BOXED)) for group in own
+                  for question in group.questions] if grammar else None
+        answers += model.answer(prompts, images, shared, tokens, tokenizer.eos, guides=guides)
     return [tokenizer.decode(ids) for ids in answers]
 
 
@@ -246,7 +249,8 @@ def settings(args: argparse.Namespace) -> dict:
         Path(args.model), (), commit=commit(), limit=args.limit or None, prompt=args.prompt,
         tasks="" if len(args.tasks) == len(QUESTIONS) else " ".join(args.tasks),
         bands=",".join(map(str, args.bands)), frames=args.frames,
-        decoding="ranked" if args.rank else "greedy", dtype=args.dtype, device=args.device)
+        decoding=("ranked" if args.rank else "greedy") + ", boxes well-formed" * args.well_formed,
+        dtype=args.dtype, bits=args.bits, device=args.device)
 
 
 def ask(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tokenizer: Tokenizer,
@@ -266,6 +270,8 @@ def ask(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
     mine = todo[rank::world]
     batches = ahead(make_loader(samples, tokenizer, model.config, args),
                     batches_of(mine, args.batch_size, kind))
+    pieces = tokenizer.model.id_to_piece(list(range(len(tokenizer))))
+    grammar = Grammar(pieces) if args.well_formed else None
     name = "predictions.jsonl" if world == 1 else f"predictions.rank{rank}.jsonl"
     with open(job.folder / name, "a", encoding="utf-8") as file, tqdm(
             total=sum(map(len, mine)), unit="row", desc=job.name, disable=rank > 0 or None) as bar:
@@ -276,7 +282,8 @@ def ask(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
                           for group in groups)
                 answers = [names[i] for own in scores for i in own.argmax(1).tolist()]
             else:
-                answers = write_answers(model, tokenizer, groups, QUESTIONS[task][1], args.device)
+                answers = write_answers(model, tokenizer, groups, QUESTIONS[task][1], args.device,
+                                        grammar)
             for row in rows_of(samples, groups, answers, model.config.prompt):
                 print(json.dumps(row), file=file, flush=True)
                 bar.update()
@@ -327,42 +334,8 @@ def write_report(folder: Path, results: Sequence[dict], record: dict) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def flag(name: str, text: str, **more) -> None:
-        more = {"action": "store_true"} if not more else more
-        shown = " (default %(default)s)" if more.get("default") else ""
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
-                            help=text + shown, **more)
-
-    flag("model", "folder", default="weights/nano")
-    flag("benchmark", f"{', '.join(BENCHMARKS)}; or all, each in its folder of --data",
-         choices=(*BENCHMARKS, "all"), default="", metavar="NAME")
-    flag("data", "folders, or LLaVA files", nargs="+", default=[WORLD])
-    flag("split", "empty: test, or those of a benchmark that the papers report", default="")
-    flag("format", "layout of the data; empty: seen", default="")
-    flag("tasks", "to be asked", nargs="+", choices=tuple(QUESTIONS), default=list(QUESTIONS))
-    flag("limit", "rows of each task; 0: all", type=int, default=0)
-    flag("prompt", "instead of the task's own, with {} for the question", default="")
-    flag("rank", "of classes, of yes and no: take the most probable, instead of the model's words")
-    flag("bands", "shown of more: 4,3,2", type=parse_bands, default=())
-    flag("frames", "of a clip; 1: the paper's single frame", type=int, default=8)
-    flag("batch_size", "questions at a time", type=int, default=32)
-    flag("output_dir", "for results; empty: out/eval, and in it a folder a benchmark", type=Path,
-         default=None)
-    flag("fresh", "throw away what the folder for results holds of an earlier run")
-    flag("score", "a predictions.jsonl to be scored again, or another system's; asks nothing",
-         type=Path, default=None, metavar="FILE")
-    flag("convention", "of IoU; upstream: a pixel more a side, and over 0.5 instead of at least",
-         choices=("standard", "upstream", "both"), default="both")
-    flag("count_ranges", "compare counts and areas in RSVQA's ranges")
-    flag("corner", "read a box number as upstream does, as the lower edge of its bin and not as "
-         "the middle")
-    flag("sheet", "picture of the worst rows, and of some drawn by lot", type=Path, default=None)
-    flag("device", "", default="cuda" if torch.cuda.is_available() else "cpu")
-    flag("dtype", "of the weights", choices=tuple(DTYPES), default="fp32")
-    return parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return flags.parse(argv, __doc__, tuple(BENCHMARKS), tuple(QUESTIONS), WORLD, device)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -382,7 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     jobs, absent = plan(args.benchmark, args.split, args.data, args.output_dir, BENCHMARKS)
     if absent and rank == 0:
         print(f"not in {args.data[0]}: {', '.join(absent)}", file=sys.stderr)
-    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype])
+    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype], args.bits)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     record, results, failed = settings(args), [], []
     for job in jobs:

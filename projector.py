@@ -30,6 +30,7 @@ import vit
 from formats.released import export, gather, store
 from formats.released.adapter import is_added
 from formats.released.flags import parse_args
+from formats.released.quantize import lowered
 from formats.released.shards import write_json, write_shards
 from formats.released.tensors import ModelError, Stored, check, fill, held, shapes
 from llama import KVCache, Llama, LlamaConfig, segment_mask
@@ -185,10 +186,11 @@ class SkyEyeGPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu",
-                        dtype: torch.dtype = torch.float32) -> "SkyEyeGPT":
-        """A model folder: config.json and *.safetensors. ModelError: one line with the file."""
+                        dtype: torch.dtype = torch.float32, bits: int = 16) -> "SkyEyeGPT":
+        """A model folder: config.json and *.safetensors; bits: 8 or 4 freezes the language model's
+        linear layers in as many. ModelError: one line with the file."""
         config = read_config(Path(folder))
-        tensors = read_tensors(Path(folder), config)
+        tensors = lowered(read_tensors(Path(folder), config), bits, device, dtype)
         return fill(empty_model(config, folder), tensors, folder, device, dtype)
 
     def save_pretrained(self, folder: str | Path, base: str = "",

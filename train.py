@@ -32,6 +32,7 @@ from examples.miniworld import WORLD, ensure_world
 from formats.pictures.bands import parse_bands
 from formats.training import pieces, sharding
 from formats.training.blank import with_picture
+from formats.training.describing import describe
 from formats.training.disk import SaveError
 from formats.training.feeding import Feed
 from formats.training.flags import FlagError
@@ -70,6 +71,7 @@ class TrainConfig:
     output_dir: str = option("", "for checkpoints, log.jsonl and the result; empty: out/stageN")
     tune: str = option("", "what learns beside the projector; empty: full for a new model, else "
                        "lora", ("", "lora", "moe-lora", "full", "projector"))
+    bits: int = option(16, "8 or 4: of the frozen language model's weights", (16, 8, 4))
     train_vit: bool = option(False, "let the vision encoder learn too")
     max_steps: int = option(50_000, "optimizer steps")
     batch_size: int = option(6, "rows a process and micro-step")
@@ -156,10 +158,13 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
                 ) -> tuple[SkyEyeGPT, Tokenizer]:
     """The model with just those parameters trainable, in float32, that --tune names; where they
     are few, the frozen ones are kept in the type that is computed with."""
-    place = config.tokenizer
+    place, few = config.tokenizer, config.tune != "full" and not config.train_vit
+    if config.bits < 16 and not (few and config.model):
+        raise DataError(f"--bits {config.bits}: only of a --model that stays as it is: with --tune "
+                        "lora, moe-lora or projector, and --no-train_vit")
     if config.model:
-        few = config.tune != "full" and not config.train_vit
-        model = SkyEyeGPT.from_pretrained(config.model, device, dtype if few else torch.float32)
+        dtype = dtype if few else torch.float32
+        model = SkyEyeGPT.from_pretrained(config.model, device, dtype, config.bits)
         place = Path(config.model) / "tokenizer.model"
     else:
         model = SkyEyeGPT(PRESETS[config.preset]).to(device)
@@ -294,7 +299,7 @@ def train(config: TrainConfig) -> int:
     device, dtype = pick_device(config)
     ratio, out = parse_ratios(config.ratio, config.data), Path(config.output_dir)
     if config.shard:
-        sharding.check(world, device, dtype)
+        sharding.check(world, device, dtype, config.bits)
     outside = open_all(config.log_to, out, dataclasses.asdict(config)) if rank == 0 else []
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo",
@@ -311,10 +316,12 @@ def train(config: TrainConfig) -> int:
     if config.compile:
         for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
             block.compile(dynamic=True)
-    wrapped = DistributedDataParallel(model) if world > 1 and not config.shard else model
+    wrapped = model
+    if world > 1 and not config.shard:
+        wrapped = DistributedDataParallel(model, init_sync=config.bits == 16)
     wrapped.train()
     if rank == 0:
-        describe(model, rows, config, device, dtype)
+        describe(model, rows, config.stage, config.tune, device, dtype)
     used = partial(flops, model.config, tune=config.tune, train_vit=config.train_vit)
     log = Log(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model), used,
               matmul_rate(device, dtype) if rank == 0 else math.inf, outside)
@@ -351,15 +358,6 @@ def train(config: TrainConfig) -> int:
         dist.barrier()              # nobody leaves before rank 0 has written
         dist.destroy_process_group()
     return (stop.code or 143) if ends else 0
-
-
-def describe(model: SkyEyeGPT, rows: Rows, config: TrainConfig, device: str, dtype: torch.dtype
-             ) -> None:
-    count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"stage {config.stage}, {config.tune}: {trained:,} of {count:,} parameters learn, on "
-          f"{device} in {str(dtype).removeprefix('torch.')}\n{len(rows.samples):,} samples in "
-          f"{len(rows):,} rows an epoch, {rows.block} rows a step", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,15 @@ def test_recomputed_layers_give_the_same_loss_and_gradients(tmp_path, tune):
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
+def test_a_step_recomputes_with_the_attention_it_computed_with(folder, tmp_path):
+    """Without padding the attention is plainly causal, and there is more than one kernel."""
+    config = settings(folder, grad_checkpoint=True)
+    model, _ = build_model(config, "cpu")
+    batch = collate([tiny.rows(tiny.captions(tmp_path, 1))[0, 0]])
+    loss, norm = step(model.train(), [batch], make_optimizer(model, config), config)
+    assert 0 < loss < 100 and norm > 0
+
+
 def test_what_is_frozen_is_kept_in_the_type_that_is_computed_with(folder):
     model, _ = build_model(settings(folder), "cpu", torch.bfloat16)
     for name, p in model.named_parameters():

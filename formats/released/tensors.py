@@ -54,7 +54,7 @@ def fill(model: nn.Module, found: dict[str, Stored], place: str | Path, device: 
          dtype: torch.dtype) -> nn.Module:
     """Give a model on the meta device its weights, one after the other: each is in memory once."""
     check(place, shapes(model), found)
-    state = {name: torch.empty(stored.shape, dtype=kept_as(name, dtype), device=device).copy_(
-        stored.read()) for name, stored in found.items()}
+    state = {name: stored.read().to(device, kept_as(name, dtype), copy=True)
+             for name, stored in found.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)

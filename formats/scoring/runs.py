@@ -7,7 +7,7 @@ from formats.scoring.predictions import RunError, gather, read, write
 
 # What may not change between the starts of one run. Other settings change no answer.
 SAME = ("benchmark", "split", "tasks", "limit", "weights", "data", "prompt", "decoding", "dtype",
-        "bands", "frames")
+        "bits", "bands", "frames")
 
 
 def begin(folder: Path, record: dict, fresh: bool, rank: int, wait: Callable[[], None]

@@ -12,7 +12,7 @@ from torch import nn
 from formats.released.tensors import ModelError
 
 
-def check(world: int, device: str, dtype: torch.dtype) -> None:
+def check(world: int, device: str, dtype: torch.dtype, bits: int) -> None:
     """Can a model be sharded so? Else ModelError."""
     if world == 1:
         raise ModelError("--shard spreads the model over several processes: start it with torchrun")
@@ -20,6 +20,9 @@ def check(world: int, device: str, dtype: torch.dtype) -> None:
         raise ModelError(f"--shard on {device}: only on cpu and cuda")
     if dtype == torch.float16:
         raise ModelError("--shard with fp16, whose gradients are scaled: use --dtype bf16 or fp32")
+    if bits < 16:
+        raise ModelError(f"--shard with --bits {bits}, which are not cut in pieces: use one of the "
+                         "two")
 
 
 def shard(model: nn.Module, device: str, dtype: torch.dtype) -> None:

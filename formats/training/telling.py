@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 SMALLER = ("smaller: --batch_size, with more --grad_accum; --grad_checkpoint; fewer "
-           "--questions_per_image; --dtype bf16")
+           "--questions_per_image; --dtype bf16; --bits 8")
 
 
 def environment(device: str = "auto") -> dict:
