@@ -143,7 +143,7 @@ def test_batches_and_caches_change_nothing(folder, bits):
     prompts = [torch.cat([slots, tiny.ids(1, length, tiny.VOCAB, seed=length)[0]])
                for length in (5, 9, 3)]
     images = tiny.images(3)
-    together = model.answer(prompts, images, max_new_tokens=6)
+    together = model.answer([[prompt] for prompt in prompts], images, tiny.N, max_new_tokens=6)
     for prompt, image, answer in zip(prompts, images, together, strict=True):
         assert list(model.generate(prompt, image[None], max_new_tokens=6)) == answer
         logits = model(torch.cat([prompt, torch.tensor(answer)])[None], image[None])[0]

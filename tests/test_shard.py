@@ -177,10 +177,11 @@ def test_without_torchrun_it_is_one_line(place):
                            "with torchrun\n")
 
 
-@pytest.mark.parametrize("given, word", [((2, "mps", torch.float32), "mps"),
-                                         ((2, "cpu", torch.float16), "bf16")])
+@pytest.mark.parametrize("given, word", [((2, "mps", torch.float32, 16), "mps"),
+                                         ((2, "cpu", torch.float16, 16), "bf16"),
+                                         ((2, "cpu", torch.bfloat16, 8), "bits")])
 def test_what_cannot_be_sharded_is_refused_in_one_line(given, word):
     with pytest.raises(ModelError, match=word) as caught:
         check(*given)
     assert "--shard" in str(caught.value) and "\n" not in str(caught.value)
-    check(2, "cuda", torch.bfloat16)
+    check(2, "cuda", torch.bfloat16, 16)
