@@ -1,242 +1,221 @@
 """A conversation about pictures, in the terminal.
 
     python chat.py examples/harbor.png
+    python chat.py before.png after.png
     python chat.py examples/harbor.png --prompt "[refer] where is the largest ship ?" --save out.png
+    python chat.py examples/harbor.png --json < questions.txt > answers.jsonl
 
-A question may begin with a task: [caption] [vqa] [refer] [detection] [identify] [grounding].
-Boxes in an answer are printed in pixels, drawn on the full-resolution picture and saved.
+A question may begin with a task: [caption] [vqa] [refer] [detection] [identify] [grounding]. A
+region in it is {<12><30><55><70>}, hundredths of the sides, or 120 80 300 260 px. Boxes in an
+answer are printed in pixels, drawn on the full-resolution picture and saved.
 """
 import argparse
-import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from data import (
-    PROMPTS,
-    Box,
-    DataError,
-    Tokenizer,
-    load_pictures,
-    parse_boxes,
-    preprocess,
-    render,
-)
-from formats.drawing import draw_on, free_name
-from formats.pictures.bands import parse_bands
+from data import PROMPTS, Box, DataError, Tokenizer, load_pictures, preprocess, render
+from formats.talking import flags, terminal
 from formats.talking.guide import BOXED, Grammar, Guide
-from formats.templates import IDENTIFIERS, TASKS
+from formats.talking.loop import converse, work
+from formats.talking.marks import Mark, find_marks
+from formats.talking.names import stamp
+from formats.talking.requests import drawn, task_of
+from formats.talking.session import Session
+from formats.talking.shelf import Shelf
+from formats.talking.terminal import tell
+from formats.talking.writing import write_boxes, write_talk
 from projector import DTYPES, ModelError, SkyEyeGPT
 
-HELP = """/image FILE ..  other pictures, a new conversation     /reset      forget what was said
-/task NAME      put [NAME] before every question       /save FILE  .png: picture with boxes,
-/task           questions as they are                              .json: the conversation
-/help           this                                   /quit       leave (or Ctrl-D)
-Ctrl-C stops an answer. Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIERS)
+WRONG = (DataError, ValueError, OSError)        # told in a line, and the conversation goes on
 
 
 class Conversation:
     """Pictures, the turns so far, and a KV cache that holds them: no turn is computed twice."""
 
     def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: list[str], sampling: dict,
-                 bands: Sequence[int] = (), frames: int = 8, free: bool = False):
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.bands, self.frames, self.free = bands, frames, free
-        self.grammar = Grammar(tokenizer.model.id_to_piece(list(range(len(tokenizer)))))
-        self.open(paths)
+                 bands: Sequence[int] = (), frames: int = 8, free: bool = False,
+                 seen: dict[tuple, Tensor] | None = None):
+        """free: boxes need not be well-formed; seen: visual tokens, shared by conversations.
 
-    def open(self, paths: list[str]) -> None:
-        """Other pictures. Raises DataError, and then nothing has changed."""
-        pictures = load_pictures(paths, self.bands, self.frames)
-        size, weight = self.model.config.vit.image_size, self.model.llama_model.lm_head.weight
-        self.paths, self.pictures = paths, pictures
-        for note in dict.fromkeys(picture.note for picture in pictures if picture.note):
-            print(note, file=sys.stderr)
-        style = self.model.config.prompt
-        images = [preprocess(picture.image, size, style=style) for picture in pictures]
-        self.images = torch.stack(images).to(weight.device, weight.dtype) if images else None
+        Raises DataError.
+        """
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.seen, self.pad = {} if seen is None else seen, PROMPTS[model.config.prompt].pad
+        self.free, self.grammar = free, Grammar(tokenizer.model.id_to_piece(
+            list(range(len(tokenizer)))))
+        self.groups = [(stamp(path), load_pictures([path], bands, frames)) for path in paths]
+        self.pictures = [picture for _, group in self.groups for picture in group]
+        self.paths = [path for (path, _), group in self.groups for _ in group]
+        limit, each = model.config.llama.max_positions, model.config.visual_tokens
+        if len(self.pictures) * each > limit - 32:
+            raise DataError(f"{len(self.pictures)} pictures take {len(self.pictures) * each} of "
+                            f"{limit} tokens: show {(limit - 32) // each} at most")
+        for note in dict.fromkeys(picture.note for picture in self.pictures if picture.note):
+            tell(note)
+        self.rest()
         self.reset()
 
-    def reset(self) -> None:
+    def rest(self) -> None:
+        """Give the cache back. The next question computes all turns again, the pictures not."""
         self.ids: list[int] = []
+        self.cache = None
+
+    def reset(self) -> None:
         self.turns: list[tuple[str, str]] = []
         self.guides: list[Guide] = []           # of the answers
-        self.cache = self.model.llama_model.cache(1, self.model.config.llama.max_positions)
+        self.first = 0                          # the oldest turn that still fits the context
+
+    def undo(self) -> str:
+        """Take the last turn back -> its question. Raises DataError."""
+        if not self.turns:
+            raise DataError("nothing has been asked yet")
+        (question, _), _ = self.turns.pop(), self.guides.pop()
+        self.first = min(self.first, len(self.turns))
+        return question
+
+    def prompt(self, question: str) -> list[int]:
+        """The ids up to its answer. Over the context the oldest turns go, never the pictures."""
+        config, first = self.model.config, self.first
+        limit = config.llama.max_positions
+        room = min(self.sampling.get("max_new_tokens", limit), limit // 4)
+        while True:
+            turns = [*self.turns[first:], (question, None)]
+            ids, _, _ = render(self.tokenizer, turns, config.visual_tokens, len(self.pictures),
+                               config.prompt)
+            if len(ids) + room <= limit or len(turns) == 1:
+                break
+            first += 1
+        if len(ids) >= limit:
+            raise DataError(f"{len(ids)} tokens do not fit the context of {limit}: ask shorter")
+        if first and not self.first:
+            tell(f"the context of {limit} tokens is full: the oldest questions are forgotten")
+        self.first = first
+        return ids
+
+    def go_back(self, ids: list[int]) -> int:
+        """-> up to where the cache holds these ids; it has room then for them and an answer."""
+        # Written anew, an answer may fall into other pieces than it was said in.
+        same = next((i for i, (a, b) in enumerate(zip(ids, self.ids, strict=False)) if a != b),
+                    min(len(ids) - 1, len(self.ids)))
+        llama, limit = self.model.llama_model, self.model.config.llama.max_positions
+        slots = min(len(ids) + self.sampling.get("max_new_tokens", limit), limit)
+        if self.cache is None:
+            self.cache = llama.cache(1, slots)
+        self.cache.used = min(self.cache.used, same)
+        if self.cache.slots < slots:
+            self.cache.take(torch.tensor([0], device=self.cache.k.device),
+                            min(max(slots, 2 * self.cache.slots), limit))
+        return self.cache.used
+
+    @torch.inference_mode()
+    def look(self) -> Tensor | None:
+        """The visual tokens, float[pictures * N, D]; no picture is encoded twice."""
+        config, weight = self.model.config, self.model.llama_model.lm_head.weight
+        for name, group in self.groups:
+            if name not in self.seen:
+                images = [preprocess(picture.image, config.vit.image_size, style=config.prompt)
+                          for picture in group]
+                self.seen[name] = self.model.encode_images(
+                    torch.stack(images).to(weight.device, weight.dtype))
+        return torch.cat([self.seen[name] for name, _ in self.groups]) if self.groups else None
 
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece. What was said stays said when the caller stops early."""
-        config = self.model.config
-        ids, _, _ = render(self.tokenizer, [*self.turns, (question, None)], config.visual_tokens,
-                           len(self.pictures), config.prompt)
-        if len(ids) >= self.cache.slots:
-            raise DataError(f"the conversation is over {self.cache.slots} tokens: /reset it")
-        # Written anew, an answer may fall into other pieces than it was said in: the cache goes
-        # back to where both agree.
-        same = next((i for i, (a, b) in enumerate(zip(ids, self.ids, strict=False)) if a != b),
-                    min(len(ids), len(self.ids)))
-        self.cache.used = start = min(self.cache.used, same)
-        self.ids, answer = ids, []
+        sampling, ids, answer = drawn(question, self.sampling), self.prompt(question), []
+        start = self.go_back(ids)
+        self.ids = ids[:start]
         self.turns.append((question, ""))
         self.guides.append(Guide(self.grammar, self.free or not question.startswith(BOXED)))
-        device = self.model.llama_model.lm_head.weight.device
-        images = None if start else self.images
+        images = None if start else self.look()
         try:
-            for token in self.model.generate(torch.tensor(ids, device=device), images,
-                                             cache=self.cache, guides=self.guides[-1:],
-                                             **self.sampling):
+            for token in self.model.generate(torch.tensor(ids, device=self.cache.k.device), images,
+                                             cache=self.cache, guides=self.guides[-1:], **sampling):
                 answer.append(token)
-                text = self.tokenizer.decode(answer)
+                text, said = self.tokenizer.decode(answer), self.turns[-1][1]
                 if not text.endswith("\ufffd"):             # half of a letter: wait for the rest
-                    yield text[len(self.turns[-1][1]):]
                     self.turns[-1] = (question, text)
+                    yield text[len(said):]
         finally:                    # the last token of a stopped answer may be half computed
             self.cache.used = len(ids) + len(answer) - 1 if answer else start
             self.ids = ids + answer
 
-    def boxes(self) -> list[tuple[str, Box]]:
-        """(what it is, box in pixels of the first picture) of the last answer."""
-        if not self.pictures or not self.turns:
+    def marks(self) -> list[Mark]:
+        """The boxes of the last answer."""
+        if not self.turns:
             return []
-        question, answer = self.turns[-1]
-        pad = PROMPTS[self.model.config.prompt].pad
-        return [(phrase or referred(question), box)
-                for phrase, box in parse_boxes(answer, *self.pictures[0].size, pad=pad)]
+        sure = self.guides[-1].confidences() if self.guides else ()
+        return find_marks(*self.turns[-1], [p.size for p in self.pictures], self.pad, sure)
+
+    def boxes(self, picture: int = 0) -> list[tuple[str, Box]]:
+        """(what it is, box in pixels) of the last answer in one of the pictures."""
+        return [(mark.phrase, mark.box) for mark in self.marks() if mark.picture == picture]
+
+    @property
+    def bytes(self) -> int:
+        """What the KV cache takes."""
+        return self.cache.k.nbytes + self.cache.v.nbytes if self.cache else 0
 
     def save(self, file: Path) -> None:
         """.json: the conversation as a LLaVA row that train.py reads; else the boxes drawn."""
         if file.suffix == ".json":
-            said = [{"from": who, "value": text} for turn in self.turns
-                    for who, text in zip(("human", "gpt"), turn, strict=True)]
-            for turn, guide in zip(said[1::2], self.guides, strict=False):
-                turn |= {"confidence": guide.confidences()} if "{" in turn["value"] else {}
-            row = {"image": self.paths, "conversations": said}
-            file.write_text(json.dumps([row], indent=1) + "\n", encoding="utf-8")
+            sure = [guide.confidences() for guide in self.guides]
+            write_talk(file, list(dict.fromkeys(self.paths)), self.turns, sure)
         else:
-            if not self.pictures:
-                raise DataError("there is no picture to save")
-            draw_on(self.pictures[0], self.boxes()).save(file)
-        print(f"saved {file}", file=sys.stderr)
-
-
-def referred(question: str) -> str:
-    """What a [refer] question asks for: the question without the template around it."""
-    patterns = [re.escape(template).replace(r"\{\}", "(.+)") for template in TASKS["refer"]]
-    found = [match[1] for match in (re.fullmatch(p, question) for p in patterns) if match]
-    return min(found, key=len, default="")
-
-
-def checked(question: str) -> str:
-    """The question, if what it begins with is a task or no task at all."""
-    name = question[1:question.find("]")] if question.startswith("[") and "]" in question else ""
-    if name and name not in IDENTIFIERS:
-        known = " ".join(f"[{name}]" for name in IDENTIFIERS)
-        raise DataError(f"[{name}]: unknown task; there are {known}")
-    return question
-
-
-def speak(talk: Conversation, question: str) -> None:
-    """Print the answer as it comes, then its boxes."""
-    try:
-        for piece in talk.ask(checked(question)):
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" (stopped)", end="")
-    print()
-    for (phrase, box), sure in zip(talk.boxes(), talk.guides[-1].confidences(), strict=False):
-        x1, y1, x2, y2 = (round(side) for side in box)
-        print(f"  {phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels ({sure:.2f})")
-
-
-def command(talk: Conversation, line: str, task: str) -> str:
-    """Do what a /line says -> the task for the questions that follow."""
-    word, *rest = line.split()
-    if word == "/image" and rest:
-        talk.open(rest)
-        print(f"looking at {' '.join(rest)}")
-    elif word == "/task":
-        return checked(f"[{rest[0].strip('[]')}] ") if rest else ""
-    elif word == "/reset":
-        talk.reset()
-    elif word == "/save":
-        talk.save(Path(rest[0]) if rest else free_name((talk.paths or ["chat"])[0]))
-    else:
-        print(HELP)
-    return task
-
-
-def converse(talk: Conversation) -> None:
-    task = ""
-    while True:
-        try:
-            line = input(f"{task}> ").strip()
-            if line.split(" ")[0] in ("/quit", "/exit"):
-                return
-            if line.startswith("/"):
-                task = command(talk, line, task)
-            elif line:
-                speak(talk, line if line.startswith("[") else task + line)
-                if talk.boxes():
-                    talk.save(free_name(talk.paths[0]))
-        except (DataError, OSError) as error:
-            print(error)
-        except KeyboardInterrupt:
-            print("\n/quit or Ctrl-D leaves")
-        except EOFError:
-            print()
-            return
+            write_boxes(file, self.pictures, self.marks())
+        tell(f"saved {file}")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="*", help="one picture, or a clip's frames")
-    parser.add_argument("--model", default="weights/nano", help="folder (default %(default)s)")
-    parser.add_argument("--prompt", action="append", help="ask this, print the answer and leave; "
-                        "may be given several times for several turns")
-    parser.add_argument("--save", type=Path, help="with --prompt: write picture and boxes here")
-    parser.add_argument("--bands", type=parse_bands, default=(), metavar="R,G,B",
-                        help="which are shown of a picture with more than three, from 1")
-    parser.add_argument("--frames", type=int, default=8, help="of a clip (default %(default)s)")
-    parser.add_argument("--max_new_tokens", "--max-new-tokens", type=int, default=300)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest")
-    parser.add_argument("--top_p", "--top-p", type=float, default=0.9)
-    parser.add_argument("--top_k", "--top-k", type=int, default=50)
-    parser.add_argument("--repetition_penalty", "--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--free", action="store_true", help="do not keep boxes well-formed")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
-    parser.add_argument("--bits", type=int, choices=(16, 8, 4), default=16,
-                        help="of the language model's weights (default %(default)s: --dtype)")
-    return parser.parse_args(argv)
+    return flags.parse_args(argv, __doc__)
 
 
-def main(argv: list[str] | None = None) -> None:
+def find_device(name: str) -> torch.device:
+    """auto: a GPU where there is one. Raises DataError where there is none of that name."""
+    try:
+        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise DataError(f"--device {name}: {str(error).splitlines()[0]}") from None
+
+
+def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    for question in args.prompt or []:
-        checked(question)
-    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype], args.bits)
+    terminal.prepare()
+    for question in args.prompt or ():
+        task_of(question)                       # an unknown one is told before the model is read
+    device = find_device(args.device)
+    model = SkyEyeGPT.from_pretrained(args.model, device, DTYPES[args.dtype], args.bits)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "repetition_penalty": args.repetition_penalty,
-                "generator": torch.Generator(args.device).manual_seed(args.seed)}
-    talk = Conversation(model, tokenizer, args.images, sampling, args.bands, args.frames, args.free)
-    if args.prompt is None:
-        print(f"{args.model} sees {' '.join(args.images) or 'no picture'}; /help tells the rest")
-        return converse(talk)
-    for question in args.prompt:
-        speak(talk, question)
+                "generator": torch.Generator(device).manual_seed(args.seed)}
+    start = partial(Conversation, model, tokenizer, sampling=sampling, bands=args.bands,
+                    frames=args.frames, free=args.free, seen={})
+    live = args.prompt is None and terminal.is_live()
+    if live:
+        tell(f"{args.model} answers; /help tells the commands")
+    session = Session(Shelf(start), args, live)
+    lines = terminal.piped() if args.prompt is None else iter(args.prompt)
+    code = converse(session, WRONG) if live else work(session, lines, WRONG)
     if args.save:
-        talk.save(args.save)
+        session.talk.save(args.save)
+    return code
 
 
 if __name__ == "__main__":
     try:
-        main()
-    except (DataError, ModelError, OSError) as error:
-        print(f"chat.py: {error}", file=sys.stderr)
+        sys.exit(main())
+    except BrokenPipeError:
+        terminal.discard_output()
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ModelError, *WRONG) as error:
+        tell(f"chat.py: {error}")
         sys.exit(2)

@@ -109,15 +109,16 @@ class SkyEyeGPT(nn.Module):
         return self.llama_proj(patches).flatten(0, 1)
 
     def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
-        """ids: long[B, T] with image slots < 0 -> float[B, T, D], the slots filled in order."""
+        """ids: long[B, T] with image slots < 0 -> float[B, T, D], the slots filled in order by
+        images: float[pictures, 3, H, W], or what encode_images made of them."""
         x = self.llama_model.model.embed_tokens(ids.clamp(min=0))             # [B, T, D]
-        slots, pictures = ids < 0, 0 if images is None else len(images)
-        if slots.sum() != pictures * self.config.visual_tokens:
-            raise ValueError(f"{slots.sum()} image slots do not fit {pictures} pictures of "
-                             f"{self.config.visual_tokens} visual tokens")
-        if pictures:
-            x = x.masked_scatter(slots[..., None], self.encode_images(images).to(x.dtype))
-        return x
+        slots, N = ids < 0, self.config.visual_tokens
+        seen = images if images is None or images.ndim == 2 else self.encode_images(images)
+        pictures = 0 if seen is None else len(seen) // N
+        if slots.sum() != pictures * N:
+            raise ValueError(f"{slots.sum()} image slots do not fit {pictures} pictures of {N} "
+                             "visual tokens")
+        return x if seen is None else x.masked_scatter(slots[..., None], seen.to(x.dtype))
 
     def forward(self, ids: Tensor, images: Tensor | None = None, labels: Tensor | None = None,
                 positions: Tensor | None = None, segments: Tensor | None = None) -> Tensor:

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import tiny
-from chat import Conversation, speak
+from chat import Conversation
 from data import Tokenizer, parse_boxes
 from formats.talking.grammar import Grammar, open_box
 from formats.talking.guide import Guide
+from formats.talking.showing import speak
 from llama import guided
 from projector import SkyEyeGPT
 
 NANO = tiny.ROOT / "weights" / "nano"
+FOREST = tiny.ROOT / "examples" / "forest.png"
 LLAMA = tiny.DATA / "fixtures" / "llama" / "tokenizer.model"
 FILES = [NANO / "tokenizer.model", pytest.param(LLAMA, marks=pytest.mark.skipif(
     not LLAMA.is_file(), reason="LLaMA's tokenizer is not here"))]
@@ -165,11 +167,10 @@ def test_a_free_guide_changes_nothing(talker, temperature):
     assert bare == free != said([Guide(talker[2]) for _ in range(6)])
 
 
-def nano(tokens=60, **more):
+def nano(tokens=60, picture=FOREST, **more):
     model = SkyEyeGPT.from_pretrained(NANO)
     return Conversation(model, Tokenizer(NANO / "tokenizer.model"),
-                        [str(tiny.ROOT / "examples" / "forest.png")], {"max_new_tokens": tokens},
-                        **more)
+                        [str(picture)], {"max_new_tokens": tokens}, **more)
 
 
 def test_a_well_formed_greedy_answer_is_the_same_when_it_is_kept_well_formed():
@@ -183,9 +184,10 @@ def test_a_well_formed_greedy_answer_is_the_same_when_it_is_kept_well_formed():
 
 
 def test_the_conversation_shows_each_boxs_confidence_and_saves_it(capsys, tmp_path):
-    talk = nano()
-    speak(talk, "[caption] briefly describe the image")
-    speak(talk, WHERE)
+    (tmp_path / "forest.png").write_bytes(FOREST.read_bytes())
+    talk = nano(picture=tmp_path / "forest.png")
+    for question in ("[caption] briefly describe the image", WHERE):
+        speak(talk, question, live=False, as_json=False, preview=False)
     (sure,) = talk.guides[1].confidences()
     assert 0 < sure < 1 and capsys.readouterr().out.rstrip().endswith(f" pixels ({sure:.2f})")
     talk.save(tmp_path / "talk.json")
