@@ -13,15 +13,16 @@ SMALLER = ("smaller: --batch_size, with more --grad_accum; --grad_checkpoint; fe
 
 
 def environment(device: str = "auto") -> dict:
-    """-> commit ("": not a repository), versions of python and torch, name of the device."""
+    """-> commit, versions of python and torch, name of the device."""
     return {"commit": commit(), "python": platform.python_version(),
             "torch": str(torch.__version__), "device": device_name(device)}
 
 
 def commit() -> str:
+    """7d1560d, 7d1560d+changes where files differ, "" where there is no repository."""
     try:
-        told = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short",
-                               "HEAD"], capture_output=True, text=True, timeout=5)
+        told = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always",
+                               "--dirty=+changes"], capture_output=True, text=True, timeout=5)
         return told.stdout.strip() if told.returncode == 0 else ""
     except (OSError, subprocess.SubprocessError):       # no git, or a disk that does not answer
         return ""
@@ -41,10 +42,9 @@ def device_name(device: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Of a graphics card, or of the machine itself."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = re.search("out of memory|DefaultCPUAllocator: ", str(error))
-    return isinstance(error, RuntimeError) and said is not None
+    said = bool(re.search("out of memory|DefaultCPUAllocator: ", str(error)))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and said)
 
 
 def explain_memory(error: BaseException, device: str) -> str:
