@@ -17,6 +17,7 @@ from formats.scoring.bootstrap import CHUNK, interval, intervals, resampled
 from formats.scoring.captions import caption_scores
 from formats.scoring.cider import cider_items
 from formats.scoring.figures import Figure, Options, figures
+from formats.scoring.markdown import cell
 from formats.scoring.overlap import iou
 from formats.scoring.phrases import match
 from formats.scoring.ptb import ptb_tokenize
@@ -169,7 +170,7 @@ def test_without_java_meteor_and_spice_are_dashes_and_say_what_they_need(package
     package("meteor", "items = [1.0]", java=False)
     found = figures("caption", CAPTIONS)
     for name in ("meteor", "spice"):
-        assert found[name] == Figure(None, n=2, note="needs Java") and found[name].text() == "–"
+        assert found[name] == Figure(None, n=2, note="needs Java") and cell(found[name]) == "–"
     assert "meteor" not in figures("caption", CAPTIONS, QUICK)
 
 
@@ -459,9 +460,9 @@ def test_one_picture_has_no_interval_nor_has_a_type_that_one_picture_asks_for():
 
 
 def test_a_figure_is_shown_in_hundredths_a_count_as_it_is_and_nothing_as_a_dash():
-    assert Figure(0.125, 0.1, 0.2).text() == "12.50 [10.00, 20.00]"
-    assert Figure(0.125).text() == "12.50" and Figure(None).text() == "–"
-    assert Figure(3, 1, 6.2, count=True).text() == "3 [1, 6]"
+    assert cell(Figure(0.125, 0.1, 0.2)) == "12.50 (10.0-20.0)"
+    assert cell(Figure(0.125)) == "12.50" and cell(Figure(None)) == "–"
+    assert cell(Figure(3, 1, 6.2, count=True)) == "3"
 
 
 def test_no_rows_have_no_figures():
@@ -480,7 +481,7 @@ def test_classes_and_confusions_tell_what_is_taken_for_what():
                                    {"truth": "beach", "answer": "", "count": 1}]
     assert json.loads(json.dumps(found)) == found
     text = classes.markdown(found)
-    assert "| port | 3 | 33.33 [" in text and "| beach | (nothing) | 1 |" in text
+    assert "| port | 3 | 33.33 (" in text and "| beach | (nothing) | 1 |" in text
 
 
 def test_a_questions_class_has_its_type_and_ranges_where_asked_for():

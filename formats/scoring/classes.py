@@ -7,8 +7,11 @@ import numpy as np
 
 from formats.scoring.answers import compared
 from formats.scoring.figures import DEFAULT, Figure, measured
+from formats.scoring.markdown import cell
 from formats.scoring.score import Options, Score, ratio
 from formats.scoring.sizes import by_size
+
+NOTHING = "(nothing)"       # an empty answer
 
 CLASSES, CONFUSIONS = 100, 20           # the most frequent ones
 
@@ -45,16 +48,14 @@ def details(task: str, rows: Sequence[dict], options: Options = DEFAULT) -> dict
 
 def markdown(found: dict) -> str:
     """Of what `details` gives; "" of {}."""
-    def cell(text: str) -> str:
-        return " ".join(text.replace("|", "/").split()) or "(nothing)"
-
     lines = []
     if parts := found.get("classes") or found.get("sizes"):
         lines += [f"| {'truth' if 'classes' in found else 'object'} | n | right (x 100) |",
-                  "|---|---|---|", *(f"| {cell(name)} | {part['n']} | {Figure(**part).text()} |"
-                                     for name, part in parts.items())]
+                  "|---|---|---|"]
+        lines += [f"| {cell(name) or NOTHING} | {part['n']} | {cell(Figure(**part))} |"
+                  for name, part in parts.items()]
     if found.get("confusions"):
         lines += ["", "| truth | answered instead | rows |", "|---|---|---|"]
-        lines += [f"| {' | '.join(cell(str(part)) for part in row.values())} |"
+        lines += [f"| {' | '.join(cell(part) or NOTHING for part in row.values())} |"
                   for row in found["confusions"]]
     return "\n".join(lines)

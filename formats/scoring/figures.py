@@ -25,14 +25,6 @@ class Figure:
     count: bool = False                 # a number of rows, not a fraction
     note: str = ""
 
-    def text(self) -> str:
-        """Fractions times 100, as the papers print them: 91.20 [90.11, 92.35]; a dash for none."""
-        if self.value is None:
-            return "–"
-        one = "{:.0f}".format if self.count else lambda value: f"{100 * value:.2f}"
-        ends = "" if self.low is None else f" [{one(self.low)}, {one(self.high)}]"
-        return one(self.value) + ends
-
 
 DEFAULT = Options()
 SCORES: dict[str, Callable[[Sequence[dict], Options], list[Score]]] = {
