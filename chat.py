@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data import PROMPTS, Box, DataError, Tokenizer, load_pictures, preprocess, render
+from formats.released.faster import faster
 from formats.talking import flags, terminal
 from formats.talking.guide import BOXED, Grammar, Guide
 from formats.talking.loop import converse, work
@@ -195,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "repetition_penalty": args.repetition_penalty,
                 "generator": torch.Generator(device).manual_seed(args.seed)}
-    start = partial(Conversation, model, tokenizer, sampling=sampling, bands=args.bands,
+    start = partial(Conversation, faster(model), tokenizer, sampling=sampling, bands=args.bands,
                     frames=args.frames, free=args.free, seen={})
     live = args.prompt is None and terminal.is_live()
     if live:

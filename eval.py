@@ -40,6 +40,7 @@ from data import (
     turns_of,
 )
 from examples.miniworld import WORLD, ensure_world
+from formats.released.faster import faster
 from formats.scoring import flags, foreign, predictions
 from formats.scoring.badness import badness
 from formats.scoring.batching import ahead, batches_of, groups_of
@@ -355,7 +356,8 @@ def main(argv: list[str] | None = None) -> None:
     jobs, absent = plan(args.benchmark, args.split, args.data, args.output_dir, BENCHMARKS)
     if absent and rank == 0:
         print(f"not in {args.data[0]}: {', '.join(absent)}", file=sys.stderr)
-    model = SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype], args.bits)
+    model = faster(SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype],
+                                             args.bits))
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     record, results, failed = settings(args), [], []
     for job in jobs:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from formats.released.files import write_safely
 from formats.released.lowbit import LowBit
+from formats.released.packed import Packed
 from formats.released.tensors import ModelError, Stored, kept_as
 
 SHARD = 1 << 30             # numbers in a file
@@ -25,8 +26,9 @@ def write_shards(folder: Path, stem: str, tensors: dict[str, Stored],
         file = file if len(shards) > 1 else f"{stem}.safetensors"
         own = {name: tensors[name].read().to("cpu", kept_as(name, dtype)).contiguous()
                for name in names}
-        if low := [name for name, tensor in own.items() if isinstance(tensor, LowBit)]:
-            raise ModelError(f"{folder}: {low[0]} is in 8 or 4 bits; load the model without --bits")
+        if low := [name for name, t in own.items() if isinstance(t, (LowBit, Packed))]:
+            raise ModelError(f"{folder}: {low[0]} is in 8 or 4 bits, or packed for inference; save "
+                             "the model as it is loaded without --bits")
         need, free = sum(t.nbytes for t in own.values()), shutil.disk_usage(folder).free
         if need > free:
             raise ModelError(f"{folder / file}: {need:,} bytes to write, {free:,} free")

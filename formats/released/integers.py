@@ -1,0 +1,59 @@
+"""Products with weights in 8 and 4 bits that a CPU computes without making floats of them, by
+operators of torch that are not documented: `faster.kernel` alone builds them."""
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from formats.released.lowbit import LowBit
+
+aten, quantized = torch.ops.aten, torch.ops.quantized
+
+
+class Int8:
+    """8 bits by 8 bits (VNNI): each row of x is rounded too, in steps of its largest number.
+
+    torch takes the largest of all rows, so each is divided by its own, and one more row, 1 -1 0 ..,
+    keeps the steps the same whatever rows come together."""
+
+    def __init__(self, low: LowBit):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)            # torch.qint8 is to go one day
+            weight = torch._make_per_channel_quantized_tensor(
+                low.q, low.scale.double().flatten(), torch.zeros(len(low)).long(), 0)
+        self.weight, self.dtype = quantized.linear_prepack(weight, None), low.dtype
+        self.ends = F.pad(torch.tensor([[1.0, -1.0]]), (0, low.shape[1] - 2))     # [1, n]
+
+    def dense(self) -> Tensor:
+        weight = quantized.linear_unpack(self.weight)[0]
+        scale = weight.q_per_channel_scales().to(self.dtype)[:, None]         # [m, 1]
+        return weight.int_repr().to(self.dtype).mul_(scale)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])                                     # [M, n]
+        top = rows.abs().amax(-1, keepdim=True).float().clamp_(min=1e-30)     # [M, 1]
+        y = quantized.linear_dynamic(torch.cat([rows / top, self.ends]), self.weight)[:-1]
+        y = y.mul_(top).to(x.dtype).view(*x.shape[:-1], -1)                   # [.., m]
+        return y if bias is None else y + bias
+
+
+class Int4:
+    """4 bits for few rows, in bfloat16; the many of a prompt go through the float weight."""
+
+    def __init__(self, low: LowBit):
+        q = torch.cat([low.q & 15, low.q >> 4], dim=1)[:, :low.shape[1]] ^ 8  # [m, n], 0 .. 15
+        self.low, self.weight = low, aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+        scale = (16 * low.scale[:, :low.shape[1] // 32, 0]).t().bfloat16()    # [groups, m]
+        self.scale = torch.stack([scale, torch.zeros_like(scale)], -1)        # and the zero points
+
+    def dense(self) -> Tensor:
+        return self.low.dequantize()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if x[..., 0].numel() > 64:
+            return F.linear(x, self.low, bias)
+        rows = x.flatten(0, -2).bfloat16()                                    # [M, n]
+        y = aten._weight_int4pack_mm_for_cpu(rows, self.weight, 32, self.scale)
+        y = y.view(*x.shape[:-1], -1).to(x.dtype)                             # [.., m]
+        return y if bias is None else y + bias

@@ -1,0 +1,243 @@
+"""How fast an answer comes: ours, transformers' and llama.cpp's, in one run.
+
+    python tests/bench_decode.py [--size 15M|110M|1.1B|7B] [--device cpu|cuda] [--dtype fp32|bf16]
+                                 [--bits 16 8 4] [--batch 1] [--prompt 320] [--new 25] [--steps 5]
+                                 [--threads 2] [--compile] [--gguf FILE ..]
+
+The language model alone, at the same random weights; a prompt of embeddings, as 256 visual tokens
+and 64 ids are, then greedy words. Runs are interleaved: told are medians, and medians of the ratios
+of neighbors. In float32 all must say the same words before anything is timed. Theirs is the bare
+loop over the model (`generate` adds to that), with a dynamic and a static cache; --compile adds the
+static cache compiled. llama.cpp joins in with --gguf, files of a model of this size, where
+llama-cpp-python is installed. Without transformers ours runs alone.
+
+The floor is what must be read for a word, weights once and the cache, at the rate at which this
+machine reads; the last column is the floor over our step. Loading is from safetensors in the page
+cache; ours quantizes and packs in it. On a GPU nothing is packed.
+"""
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import layouts  # noqa: E402
+from bench_train import clock, table  # noqa: E402
+from formats.released.faster import faster  # noqa: E402
+from formats.released.quantize import quantize  # noqa: E402
+from llama import Llama, LlamaConfig  # noqa: E402
+from projector import DTYPES  # noqa: E402
+
+SIZES = {"15M": LlamaConfig(width=288, depth=6, heads=6, mlp=768),
+         "110M": LlamaConfig(width=768, depth=12, heads=12, mlp=2048),
+         "1.1B": LlamaConfig(width=2048, depth=22, heads=32, mlp=5632),
+         "7B": LlamaConfig()}
+THEIRS = "transformers, dynamic cache"
+Steps = Iterator[Tensor]                        # the ids of a step, long[B]
+
+
+# ---- the sides: each yields a step's ids ---------------------------------------------------------
+
+def write_folder(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:
+    """Random weights as Hugging Face publishes them."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    with torch.device("meta"):
+        names = Llama(config).state_dict()
+    for name, like in names.items():
+        std = like.shape[-1] ** -0.5 if "proj" in name or "lm_head" in name else 0.5
+        tensors[name] = torch.ones(like.shape, dtype=dtype) if "norm" in name else \
+            torch.empty(like.shape, dtype=dtype).normal_(0, std, generator=generator)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(layouts.hf_json(config)))
+
+
+def load_ours(folder: Path, bits: int, args: argparse.Namespace) -> Llama:
+    model = Llama.load(folder, args.device, DTYPES[args.dtype])
+    if bits < 16:
+        for layer in model.model.layers:
+            for part in (*layer.self_attn.children(), *layer.mlp.children()):
+                part.weight = nn.Parameter(quantize(part.weight, bits), requires_grad=False)
+    return faster(model)
+
+
+def ours(model: Llama, x: Tensor, new: int) -> Steps:
+    B, T, _ = x.shape
+    lengths = torch.full((B,), T, device=x.device)
+    return model.generate(x, lengths, model.cache(B, T + new), new, stop=-1)
+
+
+def load_theirs(folder: Path, args: argparse.Namespace) -> nn.Module:
+    import transformers
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=DTYPES[args.dtype])
+    return model.to(args.device).eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def theirs(model: nn.Module, x: Tensor, new: int, static: bool, step: Callable | None = None
+           ) -> Steps:
+    from transformers import DynamicCache, StaticCache
+    T, told = x.shape[1], {"use_cache": True, "logits_to_keep": 1}
+    cache = StaticCache(model.config, max_cache_len=T + new) if static else DynamicCache()
+    logits = model(inputs_embeds=x, past_key_values=cache, **told).logits
+    for i in range(new):
+        ids = logits[:, -1].argmax(-1)
+        yield ids
+        if i + 1 < new:
+            at = torch.full((len(x), 1), T + i, device=x.device)
+            logits = (step or model)(input_ids=ids[:, None], past_key_values=cache,
+                                     position_ids=at, **told).logits
+
+
+def llama_cpp(file: Path, prompt: int, new: int, threads: int) -> Callable[[], Steps]:
+    """Its own random words: the weights are those of the file."""
+    from llama_cpp import Llama as Their
+    model = Their(str(file), n_ctx=prompt + new, n_batch=prompt, n_threads=threads,
+                  n_threads_batch=threads, verbose=False)
+    ids = torch.randint(3, model.n_vocab(), (prompt,)).tolist()
+
+    def run() -> Steps:
+        model.reset()
+        said = model.generate(ids, temp=0.0)
+        for _ in range(new):
+            yield torch.tensor([next(said)])
+    return run
+
+
+# ---- measurements --------------------------------------------------------------------------------
+
+def timed(run: Callable[[], Steps], device: str) -> tuple[float, float, list[list[int]]]:
+    """-> seconds to the first word, and for each further one; the words."""
+    start, said = clock(device), []
+    for ids in run():
+        said.append(ids)
+        if len(said) == 1:
+            first = clock(device)
+    return (first - start, (clock(device) - first) / (len(said) - 1),
+            torch.stack(said, dim=1).tolist())
+
+
+def read_rate(device: str, numbers: int = 1 << 28) -> float:
+    """-> bytes a second that a sum over a GiB reads, the best of five."""
+    x, best = torch.ones(numbers, device=device), float("inf")
+    for _ in range(5):
+        start = clock(device)
+        x.sum()
+        best = min(best, clock(device) - start)
+    return x.nbytes / best
+
+
+def step_bytes(config: LlamaConfig, bits: int, args: argparse.Namespace) -> float:
+    """What a step reads: layers in `bits`, the head, and the cache as of the middle word."""
+    size = DTYPES[args.dtype].itemsize
+    layer = config.depth * (4 * config.width ** 2 + 3 * config.width * config.mlp)
+    kept = {16: size, 8: 1, 4: 0.5 + size / 32}[bits]
+    seen = args.prompt + args.new / 2
+    cache = 2 * config.depth * config.width * seen * args.batch
+    return layer * kept + config.vocab_size * config.width * size + \
+        cache * (4 if args.device == "cpu" else size)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="15M")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--bits", type=int, nargs="+", choices=(16, 8, 4), default=[16, 8, 4])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=320, help="tokens")
+    parser.add_argument("--new", type=int, default=25, help="words of an answer")
+    parser.add_argument("--steps", type=int, default=5, help="answers of each side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="theirs too with torch.compile")
+    parser.add_argument("--gguf", type=Path, nargs="*", default=[], help="for llama.cpp")
+    return parser.parse_args()
+
+
+def sides(folder: Path, x: Tensor, args: argparse.Namespace
+          ) -> tuple[dict[str, Callable[[], Steps]], dict[str, float]]:
+    """-> what is to be timed, and the seconds that loading took."""
+    loads = {f"ours, {bits} bits": lambda bits=bits: load_ours(folder, bits, args)
+             for bits in args.bits}
+    if importlib.util.find_spec("transformers"):
+        loads = {THEIRS: lambda: load_theirs(folder, args)} | loads
+    else:
+        print("transformers: not installed, ours runs alone", file=sys.stderr)
+    runs, loaded = {}, {}
+    for name, load in loads.items():
+        load()                                                      # imports, and the page cache
+        start = clock(args.device)
+        model = load()
+        loaded[name] = clock(args.device) - start
+        if name != THEIRS:
+            runs[name] = lambda model=model: ours(model, x, args.new)
+            continue
+        runs[name] = lambda model=model: theirs(model, x, args.new, static=False)
+        runs["transformers, static cache"] = lambda model=model: theirs(model, x, args.new, True)
+        if args.compile:
+            step = torch.compile(model, mode="reduce-overhead" if x.is_cuda else "default")
+            runs["transformers, compiled"] = lambda model=model, step=step: theirs(
+                model, x, args.new, True, step)
+    for file in args.gguf if importlib.util.find_spec("llama_cpp") and args.batch == 1 else ():
+        runs[f"llama.cpp, {file.stem}"] = llama_cpp(file, args.prompt, args.new, args.threads)
+    return runs, loaded
+
+
+def report(runs: dict[str, Callable[[], Steps]], loaded: dict[str, float], floors: dict[str, float],
+           args: argparse.Namespace) -> None:
+    first = {name: timed(run, args.device)[2] for name, run in runs.items()}        # and warm up
+    for name, words in first.items():
+        if name.startswith("transformers") and args.dtype == "fp32" and 16 in args.bits:
+            assert words == first["ours, 16 bits"], f"{name} says other words"
+    found = {name: [] for name in runs}
+    for _ in range(args.steps):
+        for name, run in runs.items():
+            prefill, step, _ = timed(run, args.device)
+            found[name].append((prefill, step, prefill + (args.new - 1) * step))
+    rows = []
+    for name, own in found.items():
+        base = found.get(THEIRS, own)
+        middle = [statistics.median(part) for part in zip(*own, strict=True)]
+        times = [statistics.median(a[i] / b[i] for a, b in zip(base, own, strict=True))
+                 for i in range(3)]
+        rows.append([name, f"{loaded[name]:.2f}" if name in loaded else "",
+                     f"{middle[0] * 1e3:.1f}", f"{middle[1] * 1e3:.2f}",
+                     f"{args.batch / middle[1]:.1f}", *(f"{ratio:.2f}" for ratio in times),
+                     f"{floors[name] / middle[1]:.0%}" if name in floors else ""])
+    table(["", "load s", "first word ms", "ms/step", "words/s", "times theirs: first word", "step",
+           "whole answer", "of the floor"], rows)
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    config, rate = SIZES[args.size], read_rate(args.device)
+    config = replace(config, max_positions=max(config.max_positions, args.prompt + args.new))
+    generator = torch.Generator().manual_seed(1)
+    x = 0.5 * torch.randn(args.batch, args.prompt, config.width, generator=generator)
+    floors = {f"ours, {bits} bits": step_bytes(config, bits, args) / rate for bits in args.bits}
+    floors |= {THEIRS: step_bytes(config, 16, args) / rate}
+    cpu = f"cpu, {args.threads} threads"
+    place = torch.cuda.get_device_name() if args.device == "cuda" else cpu
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(Path(folder), config, DTYPES[args.dtype])
+        runs, loaded = sides(Path(folder), x.to(args.device, DTYPES[args.dtype]), args)
+        print(f"{args.size}, {args.dtype}, batch {args.batch}, {place}; prompt {args.prompt}, "
+              f"{args.new} words; reads {rate / 1e9:.1f} GB/s; medians of {args.steps}; floor "
+              + ", ".join(f"{floors[f'ours, {bits} bits'] * 1e3:.2f} ms at {bits} bits"
+                          for bits in args.bits) + "\n")
+        report(runs, loaded, floors, args)
+
+
+if __name__ == "__main__":
+    main()

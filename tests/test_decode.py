@@ -1,0 +1,189 @@
+"""Packed weights and the decode step say what the plain model says."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tiny
+from formats.released import faster as packing
+from formats.released.faster import faster
+from formats.released.integers import Int4, Int8
+from formats.released.lowbit import LowBit
+from formats.released.packed import Blocked, Packed
+from formats.released.quantize import quantize
+from formats.released.tensors import ModelError
+from llama import Llama, LlamaConfig
+from projector import SkyEyeGPT
+
+EVEN = LlamaConfig(vocab_size=61, width=96, depth=3, heads=4, mlp=160, max_positions=64)
+VNNI = torch.cpu._is_vnni_supported()
+KERNELS = {16: Blocked, 8: Int8 if VNNI else LowBit, 4: Int4}
+
+
+@pytest.fixture(autouse=True)
+def pack_also_what_is_small(monkeypatch):
+    monkeypatch.setattr(packing, "SMALLEST", {torch.float32: 0, torch.bfloat16: 0})
+
+
+def model(bits=16, dtype=torch.float32, packed=False):
+    made = tiny.randomize(Llama(EVEN)).to(dtype).requires_grad_(False)
+    for layer in made.model.layers if bits < 16 else ():
+        for part in (*layer.self_attn.children(), *layer.mlp.children()):
+            part.weight = torch.nn.Parameter(quantize(part.weight, bits), requires_grad=False)
+    return faster(made) if packed else made
+
+
+def spoken(llama, rows, new=9):
+    """The greedy answers to prompts of these lengths, and the logits of all they hold."""
+    ids = [tiny.ids(1, length, seed=length)[0] for length in rows]
+    x = llama.model.embed_tokens(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True))
+    lengths = torch.tensor(rows)
+    cache = llama.cache(len(rows), max(rows) + new)
+    return torch.stack(list(llama.generate(x, lengths, cache, new, stop=-1)), dim=1)
+
+
+def distance(a, b):
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+def kernels(llama):
+    """The kinds of weight under the linear layers, by name of kernel."""
+    weights = [m.weight for m in llama.modules() if isinstance(m, torch.nn.Linear)]
+    return {type(w.kernel) if isinstance(w, Packed) else type(w) for w in weights}
+
+
+def test_packed_weights_compute_the_same():
+    ids = tiny.ids(2, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(model(packed=True)(ids), model()(ids), atol=1e-5, rtol=1e-5)
+    assert spoken(model(packed=True), (5,)).equal(spoken(model(), (5,)))
+
+
+def test_a_picture_and_its_answer_are_the_same_with_packed_weights():
+    ids, pictures = tiny.ids(1, 20, tiny.VOCAB), tiny.images(1)
+    ids[0, 2:2 + tiny.N] = -1
+    with torch.no_grad():
+        plain, packed = tiny.skyeye(), faster(tiny.skyeye())
+        assert any(isinstance(p, Packed) for p in packed.visual_encoder.parameters())
+        logits, wanted = packed(ids, pictures), plain(ids, pictures)
+        torch.testing.assert_close(logits, wanted, atol=2e-5, rtol=1e-4)
+        answers = [list(model.generate(ids[0], pictures, 8)) for model in (packed, plain)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_packed_rows_of_different_lengths_answer_as_each_alone(bits):
+    llama = model(bits, packed=True)
+    together = spoken(llama, (5, 9, 3))
+    assert together.equal(torch.cat([spoken(llama, (length,)) for length in (5, 9, 3)]))
+
+
+@pytest.mark.parametrize(("bits", "tolerance"), [(16, 1e-5), (8, 3e-2), (4, 1e-2)])
+def test_a_packed_model_with_a_cache_computes_what_it_computes_without(bits, tolerance):
+    llama, ids = model(bits, packed=True), tiny.ids(1, 13)
+    with torch.inference_mode():
+        whole, cache = llama(ids), llama.cache(1, 13)
+        parts = [llama(ids[:, :10], cache=cache)]
+        parts += [llama(ids[:, [i]], torch.tensor([[i]]), cache=cache) for i in range(10, 13)]
+    assert distance(torch.cat(parts, dim=1), whole) < tolerance
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_in_bfloat16_the_cache_is_float32_and_costs_no_accuracy(packed):
+    ids = tiny.ids(2, 13)
+    exact, llama = model()(ids), model(dtype=torch.bfloat16, packed=packed)
+    with torch.inference_mode():
+        whole, cache = llama(ids), llama.cache(2, 13)
+        parts = [llama(ids[:, :10], cache=cache)]
+        parts += [llama(ids[:, [i]], torch.tensor([[i], [i]]), cache=cache) for i in range(10, 13)]
+    assert cache.k.dtype == cache.v.dtype == torch.float32
+    cached = torch.cat(parts, dim=1)
+    assert cached.dtype == torch.bfloat16
+    assert distance(cached, exact) < 1.1 * distance(whole, exact) < 4e-2
+
+
+@pytest.mark.skipif(not VNNI, reason="8 bits need a processor with VNNI")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.012), (4, 0.005)])
+def test_a_product_in_few_bits_is_near_the_product_with_the_same_float_weight(bits, tolerance,
+                                                                              dtype):
+    generator = torch.Generator().manual_seed(3)
+    low = quantize(torch.randn(96, 160, generator=generator).to(dtype), bits)
+    fast, bias = packing.kernel(low), torch.randn(96, generator=generator).to(dtype)
+    assert isinstance(fast, KERNELS[bits])
+    assert fast.dense().equal(low.dequantize())
+    # One row of x is a thousand times the others: each is rounded in steps of its own.
+    x = torch.randn(2, 3, 160, generator=generator).to(dtype)
+    x[0, 1] *= 1000
+    for one, other in zip(fast.linear(x, bias).flatten(0, 1),
+                          F.linear(x, low.dequantize(), bias).flatten(0, 1), strict=True):
+        assert distance(one, other) < tolerance
+    many = torch.randn(70, 160, generator=generator).to(dtype)
+    assert distance(fast.linear(many, None), F.linear(many, low.dequantize())) < tolerance
+
+
+@pytest.mark.skipif(not VNNI, reason="8 bits need a processor with VNNI")
+def test_at_8_bits_a_row_comes_out_the_same_to_the_bit_whatever_rows_are_with_it():
+    x, fast = torch.randn(5, 160).abs(), packing.kernel(quantize(torch.randn(96, 160), 8))
+    x[2] *= -3
+    assert fast.linear(x, None).equal(torch.cat([fast.linear(row[None], None) for row in x]))
+    assert fast.linear(0 * x, None).eq(0).all()
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_every_linear_layer_is_packed(bits):
+    assert kernels(model(bits, packed=True)) == {Blocked, KERNELS[bits]}
+
+
+@pytest.mark.parametrize("gone", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_without_the_private_operators_weights_stay_as_they_are(monkeypatch, gone):
+    class Without:
+        def __getattr__(self, name):
+            if name == gone:
+                raise AttributeError(name)
+            return getattr(torch.ops.mkldnn, name)
+
+    monkeypatch.setattr("formats.released.packed.mkldnn", Without())
+    llama = model(packed=True)
+    assert kernels(llama) == {torch.nn.Parameter}
+    assert spoken(llama, (5, 3)).equal(spoken(model(), (5, 3)))
+
+
+def test_a_processor_without_vnni_multiplies_8_bits_as_before(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    assert packing.kernel(quantize(torch.randn(96, 160), 8)) is None
+
+
+def test_weights_too_small_to_gain_from_it_and_other_types_stay_as_they_are(monkeypatch):
+    assert packing.kernel(torch.randn(64, 64, dtype=torch.float64)) is None
+    monkeypatch.undo()
+    small, big = torch.randn(127, 256), torch.randn(512, 512)
+    assert packing.kernel(small) is None and isinstance(packing.kernel(big), Blocked)
+    assert isinstance(packing.kernel(small.repeat(2, 1).bfloat16()), Blocked)
+
+
+def test_shapes_that_no_kernel_takes_stay_in_their_bits():
+    assert packing.kernel(quantize(torch.randn(96, 150), 4)) is None
+
+
+def test_a_packed_model_keeps_its_names_and_numbers():
+    plain, packed = model().state_dict(), model(packed=True).state_dict()
+    assert packed.keys() == plain.keys()
+    for name, tensor in packed.items():
+        assert tensor.shape == plain[name].shape and tensor.dtype == plain[name].dtype
+        assert (tensor + 0).equal(plain[name])
+
+
+def test_a_packed_model_is_neither_trained_nor_saved(tmp_path):
+    packed = faster(tiny.skyeye().requires_grad_(False))
+    with pytest.raises(ModelError, match="packed for inference"):
+        packed.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    x = torch.randn(1, 4, 50, requires_grad=True)
+    with pytest.raises(ValueError, match="no views"):
+        packed.llama_model(x)
+
+
+def test_a_saved_model_that_is_loaded_and_packed_answers_the_same(tmp_path):
+    folder, ids = tiny.model_folder(tmp_path), tiny.ids(1, 9, tiny.VOCAB)[0]
+    plain = list(SkyEyeGPT.from_pretrained(folder).generate(ids, None, 6))
+    assert list(faster(SkyEyeGPT.from_pretrained(folder)).generate(ids, None, 6)) == plain
