@@ -11,9 +11,8 @@ from formats.scoring.markdown import cell
 from formats.scoring.score import Options, Score, ratio
 from formats.scoring.sizes import by_size
 
-NOTHING = "(nothing)"       # an empty answer
-
 CLASSES, CONFUSIONS = 100, 20           # the most frequent ones
+NOTHING = "(nothing)"                   # an empty answer
 
 
 def by_class(rows: Sequence[dict], options: Options) -> list[Score]:
