@@ -3,8 +3,8 @@
     python tests/bench_eval.py [--size 15M|110M|7B] [--device cpu|cuda] [--dtype fp32|bf16]
                                [--steps 5] [--pictures 2] [--questions 60] [--new 4] [--batch 20]
 
-RSVQA-like: 60 short questions about each picture, answers of 4 words, greedy, at the same random
-weights; all answers must agree, in float32, before anything is timed. Theirs is what evaluation
+RSVQA-like: 60 short questions about each picture, which is 448 pixels and so 256 visual tokens, as
+at full size; answers of 4 words, greedy, at the same random weights; all answers must agree, in float32, before anything is timed. Theirs is what evaluation
 kits do: a row a question, its picture encoded with it, rows padded on the left, `generate` on
 --batch rows at a time. Ours is SkyEyeGPT.answer on one picture at a time: the picture and what the
 questions share is computed once. Runs are interleaved; told are medians, and the median of the
@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +100,7 @@ def main() -> None:
     args = parse_args()
     torch.set_num_threads(2)
     config, _ = SIZES[args.size]
+    config = replace(config, vit=replace(config.vit, image_size=448))
     model = build_ours(config, args.device, DTYPES[args.dtype])
     model.merge()
     model.llama_proj.to(DTYPES[args.dtype])
