@@ -6,9 +6,10 @@
 RSVQA-like: 60 short questions about each picture, which is 448 pixels and so 256 visual tokens, as
 at full size; answers of 4 words, greedy, at the same random weights. All answers must agree, in
 float32, before anything is timed. Theirs is what evaluation kits do: a row a question, its picture
-encoded with it, rows padded on the left, `generate` on --batch rows at a time. Ours is SkyEyeGPT.answer on one picture at a time: the picture and what the
-questions share is computed once. Runs are interleaved; told are medians, and the median of the
-ratios of neighbors. Without transformers (pip install transformers) ours runs alone.
+encoded with it, rows padded on the left, `generate` on --batch rows at a time. Ours is
+SkyEyeGPT.answer on one picture at a time: the picture and what the questions share is computed
+once. Runs are interleaved; told are medians, and the median of the ratios of neighbors. Without
+transformers (pip install transformers) ours runs alone.
 """
 import argparse
 import importlib.util
