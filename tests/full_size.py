@@ -1,6 +1,6 @@
 """The full-size model for once: random weights in the released formats, converted and used.
 
-    python tests/full_size.py FOLDER [--device cuda] [--keep]
+    python tests/full_size.py FOLDER [--device cuda] [--bits 16|8|4] [--keep]
 
 writes LLaMA-2-7B's two shards, eva_vit_g.pth and SkyEyeGPT.pth into FOLDER (16 GB; with the
 converted encoder 18.5 GB are needed), runs `python projector.py` and `python chat.py` on them, and
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import layouts  # noqa: E402
+from formats.released.faster import faster  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
 from projector import DTYPES, PRESETS, SkyEyeGPT  # noqa: E402
 from vit import ViT, ViTConfig  # noqa: E402
@@ -130,13 +131,16 @@ def bandwidth(device):
     return data.nbytes / best / 1e9
 
 
-def measure(folder, device, dtype):
+def measure(folder, device, dtype, bits):
     """What one process needs to load the model and to answer, as a JSON line."""
     found = {"bandwidth": bandwidth(device)}
     start = time.perf_counter()
-    model = SkyEyeGPT.from_pretrained(folder, device, DTYPES[dtype])
+    model = faster(SkyEyeGPT.from_pretrained(folder, device, DTYPES[dtype], bits))
     found["load_s"] = time.perf_counter() - start
-    found["weights_gb"] = sum(p.nbytes for p in model.parameters()) / 1e9
+    low = bits / 16 + (bits == 4) / 32                      # a scale for each 32 numbers
+    layers = sum(p.nbytes for name, p in model.named_parameters() if "self_attn." in name
+                 or "llama_model" in name and ".mlp." in name)
+    found["weights_gb"] = (sum(p.nbytes for p in model.parameters()) - (1 - low) * layers) / 1e9
     size, N = model.config.vit.image_size, model.config.visual_tokens
     ids = torch.cat([torch.arange(3, 13), torch.full((N,), -1), torch.arange(13, 43)]).to(device)
     picture = torch.randn(1, 3, size, size).to(device)
@@ -146,7 +150,7 @@ def measure(folder, device, dtype):
     found["first_token_s"] = times[1] - times[0]
     found["token_s"] = float(np.median(np.diff(times[1:])))
     read = sum(p.nbytes for name, p in model.llama_model.named_parameters() if "embed" not in name)
-    found["floor_s"] = read / 1e9 / found["bandwidth"]
+    found["floor_s"] = (read - (1 - low) * layers) / 1e9 / found["bandwidth"]
     if device == "cuda":
         found["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
     print(json.dumps(found))
@@ -157,21 +161,23 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="bf16", choices=DTYPES)
+    parser.add_argument("--bits", type=int, default=16, choices=(16, 8, 4))
     parser.add_argument("--keep", action="store_true", help="do not delete the weights")
     parser.add_argument("--measure", action="store_true", help="the inner process")
     args = parser.parse_args()
     if args.measure:
-        return measure(args.folder, args.device, args.dtype)
+        return measure(args.folder, args.device, args.dtype, args.bits)
     downloads, out = args.folder / "downloads", args.folder / "skyeyegpt"
     if not downloads.exists():
         write_all(downloads)
-    shutil.rmtree(out, ignore_errors=True)
+    if out.exists():
+        shutil.rmtree(out)
     seconds, peak, _ = run("projector.py", "--llama", downloads / "Llama-2-7b-chat-hf", "--vit",
                            downloads / "eva_vit_g.pth", "--adapter", downloads / "SkyEyeGPT.pth",
                            "--out", out)
     print(f"projector.py: {seconds:.1f} s, peak memory {peak:.2f} GB", flush=True)
     seconds, peak, said = run("tests/full_size.py", out, "--measure", "--device", args.device,
-                              "--dtype", args.dtype)
+                              "--dtype", args.dtype, "--bits", args.bits)
     told = json.loads(said)
     print(f"loading {told['weights_gb']:.2f} GB: {told['load_s']:.1f} s, peak memory {peak:.2f} GB")
     print(f"first token after {told['first_token_s']:.1f} s, then {told['token_s']:.3f} s a token; "
@@ -180,7 +186,7 @@ def main():
         print(f"peak GPU memory {told['peak_gpu_gb']:.2f} GB")
     seconds, peak, said = run("chat.py", downloads / "picture.png", "--model", out, "--prompt",
                               PROMPT, "--max_new_tokens", "8", "--dtype", args.dtype,
-                              "--device", args.device)
+                              "--device", args.device, "--bits", args.bits)
     print(f"chat.py: {seconds:.1f} s for 8 tokens, peak memory {peak:.2f} GB: {said.strip()!r}")
     if not args.keep:
         shutil.rmtree(downloads)

@@ -30,7 +30,8 @@ def parse(argv: list[str] | None, description: str, benchmarks: tuple[str, ...],
     flag("well_formed", "of a box let the model write only what goes on with one")
     flag("bands", "shown of more: 4,3,2", type=parse_bands, default=())
     flag("frames", "of a clip; 1: the paper's single frame", type=int, default=8)
-    flag("batch_size", "questions at a time", type=int, default=32)
+    flag("batch_size", "questions at a time; of a picture with more it is computed again", type=int,
+         default=64)
     flag("output_dir", "for results; empty: out/eval, and in it a folder a benchmark", type=Path,
          default=None)
     flag("fresh", "throw away what the folder for results holds of an earlier run")
