@@ -6,17 +6,19 @@ import torch.nn.functional as F
 import tiny
 from formats.released import faster as packing
 from formats.released.faster import faster
-from formats.released.integers import Int4, Int8
+from formats.released.integers import Int8
 from formats.released.lowbit import LowBit
+from formats.released.nibbles import Int4
 from formats.released.packed import Blocked, Packed
 from formats.released.quantize import quantize
 from formats.released.tensors import ModelError
 from llama import Llama, LlamaConfig
 from projector import SkyEyeGPT
 
-EVEN = LlamaConfig(vocab_size=61, width=96, depth=3, heads=4, mlp=160, max_positions=64)
+EVEN = LlamaConfig(vocab_size=61, width=128, depth=3, heads=4, mlp=192, max_positions=64)
 VNNI = torch.cpu._is_vnni_supported()
-KERNELS = {16: Blocked, 8: Int8 if VNNI else LowBit, 4: Int4}
+FOUR = packing.kernel(quantize(torch.ones(64, 64), 4)) is not None       # AVX-512
+KERNELS = {16: Blocked, 8: Int8 if VNNI else LowBit, 4: Int4 if FOUR else LowBit}
 
 
 @pytest.fixture(autouse=True)
@@ -101,16 +103,17 @@ def test_in_bfloat16_the_cache_is_float32_and_costs_no_accuracy(packed):
     assert distance(cached, exact) < 1.1 * distance(whole, exact) < 4e-2
 
 
-@pytest.mark.skipif(not VNNI, reason="8 bits need a processor with VNNI")
+@pytest.mark.skipif(not VNNI or not FOUR, reason="a processor with AVX-512 and VNNI")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.012), (4, 0.005)])
 def test_a_product_in_few_bits_is_near_the_product_with_the_same_float_weight(bits, tolerance,
                                                                               dtype):
     generator = torch.Generator().manual_seed(3)
-    low = quantize(torch.randn(96, 160, generator=generator).to(dtype), bits)
-    fast, bias = packing.kernel(low), torch.randn(96, generator=generator).to(dtype)
+    low = quantize(torch.randn(192, 160, generator=generator).to(dtype), bits)
+    fast, bias = packing.kernel(low), torch.randn(192, generator=generator).to(dtype)
     assert isinstance(fast, KERNELS[bits])
-    assert fast.dense().equal(low.dequantize())
+    # At 4 bits the scales are kept in bfloat16.
+    assert distance(fast.dense(), low.dequantize()) <= (2e-3 if bits == 4 else 0)
     # One row of x is a thousand times the others: each is rounded in steps of its own.
     x = torch.randn(2, 3, 160, generator=generator).to(dtype)
     x[0, 1] *= 1000

@@ -6,8 +6,9 @@ need, or a shape does not suit, a weight stays as it is.
 import torch
 from torch import Tensor, nn
 
-from formats.released.integers import Int4, Int8
+from formats.released.integers import Int8
 from formats.released.lowbit import LowBit
+from formats.released.nibbles import Int4
 from formats.released.packed import Blocked, Kernel, Packed
 
 # Smaller floating weights are multiplied with before oneDNN has looked up how: 20 us a call.

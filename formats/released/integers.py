@@ -1,5 +1,5 @@
-"""Products with weights in 8 and 4 bits that a CPU computes without making floats of them, by
-operators of torch that are not documented: `faster.kernel` alone builds them."""
+"""Products with weights in 8 bits that a CPU computes without making floats of them, by operators
+of torch that are not documented: `faster.kernel` alone builds them."""
 import warnings
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from formats.released.lowbit import LowBit
 
-aten, quantized = torch.ops.aten, torch.ops.quantized
+quantized = torch.ops.quantized
 
 
 class Int8:
@@ -35,25 +35,4 @@ class Int8:
         top = rows.abs().amax(-1, keepdim=True).float().clamp_(min=1e-30)     # [M, 1]
         y = quantized.linear_dynamic(torch.cat([rows / top, self.ends]), self.weight)[:-1]
         y = y.mul_(top).to(x.dtype).view(*x.shape[:-1], -1)                   # [.., m]
-        return y if bias is None else y + bias
-
-
-class Int4:
-    """4 bits for few rows, in bfloat16; the many of a prompt go through the float weight."""
-
-    def __init__(self, low: LowBit):
-        q = torch.cat([low.q & 15, low.q >> 4], dim=1)[:, :low.shape[1]] ^ 8  # [m, n], 0 .. 15
-        self.low, self.weight = low, aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
-        scale = (16 * low.scale[:, :low.shape[1] // 32, 0]).t().bfloat16()    # [groups, m]
-        self.scale = torch.stack([scale, torch.zeros_like(scale)], -1)        # and the zero points
-
-    def dense(self) -> Tensor:
-        return self.low.dequantize()
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if x[..., 0].numel() > 64:
-            return F.linear(x, self.low, bias)
-        rows = x.flatten(0, -2).bfloat16()                                    # [M, n]
-        y = aten._weight_int4pack_mm_for_cpu(rows, self.weight, 32, self.scale)
-        y = y.view(*x.shape[:-1], -1).to(x.dtype)                             # [.., m]
         return y if bias is None else y + bias
