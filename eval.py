@@ -44,6 +44,7 @@ from formats.released.faster import faster
 from formats.scoring import flags, foreign, predictions
 from formats.scoring.badness import badness
 from formats.scoring.batching import ahead, batches_of, groups_of
+from formats.scoring.captions import caption_scores as caption_scores
 from formats.scoring.choices import choices
 from formats.scoring.classes import details, markdown
 from formats.scoring.counts import compare, count

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import tiny
+from eval import caption_scores
 from formats.scoring import classes, coco
 from formats.scoring.answers import in_range
 from formats.scoring.bleu import bleu
 from formats.scoring.bootstrap import CHUNK, interval, intervals, resampled
-from formats.scoring.captions import caption_scores
 from formats.scoring.cider import cider_items
 from formats.scoring.figures import Figure, Options, figures
 from formats.scoring.markdown import cell
