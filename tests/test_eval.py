@@ -237,6 +237,17 @@ def test_the_real_questions_of_rsivqa_are_asked_about_their_pictures(model, tmp_
     assert metrics(tmp_path / "out")["results"][0]["rows"] == len(kept) > 3
 
 
+@pytest.mark.skipif(not FIXTURES.exists(), reason="needs the data beside the repository")
+@pytest.mark.parametrize(("name", "folder", "lacks"), [
+    ("rsvqa-lr", "RSVQA_LR", "split_test_images.json"), ("capera", "CapERA", "no such video"),
+    ("dior-rsvg", "DIOR_RSVG", "in no layout")])
+def test_what_the_real_files_lack_is_told_in_a_line(name, folder, lacks, model, tmp_path):
+    with pytest.raises(evaluation.DataError, match=lacks) as caught:
+        run("--model", model, "--benchmark", name, "--data", FIXTURES / folder,
+            "--output_dir", tmp_path)
+    assert folder in str(caught.value) and "\n" not in str(caught.value)
+
+
 # ---- groups and batches --------------------------------------------------------------------------
 
 def asked(*pictures):
