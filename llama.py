@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from formats.released.config import measure, read_config
 from formats.released.gather import read_base
+from formats.released.guiding import allowed, told
+from formats.released.late import AHEAD, until_all
 from formats.released.tensors import fill
 
 
@@ -110,9 +112,12 @@ class KVCache:
         self.rows = torch.arange(batch, device=device)[:, None]               # [B, 1]
         self.slots = slots
         self.used = 0                                                         # by the longest row
+        self.fixed = False          # every shape the same at each word, for formats.released.replay
 
     def advance(self, positions: Tensor) -> Tensor | None:
         """Room for tokens at positions: long[B, T] -> the mask they look through, [B, 1, T, S]."""
+        if self.fixed:
+            return (torch.arange(self.slots, device=positions.device) <= positions)[:, None, None]
         B, T = positions.shape
         fresh, self.used = self.used == 0, self.used + T
         if self.used > self.slots:
@@ -125,7 +130,8 @@ class KVCache:
         """k, v: [B, H, T, d] at positions: long[B, T] -> all k and v so far, [B, H, S, d]"""
         self.k[layer][self.rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[layer][self.rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
-        return self.k[layer, :, :, :self.used], self.v[layer, :, :, :self.used]
+        end = self.slots if self.fixed else self.used
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
     def take(self, rows: Tensor, slots: int) -> None:
         """Go on with these rows: long[R], each as often as it is named, and so many slots."""
@@ -182,14 +188,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None,
                 rope: tuple[Tensor, Tensor], rope_q: tuple[Tensor, Tensor], at: Tensor | None
                 ) -> Tensor:
-        q = self.split_heads(self.q_proj(pick(x, at)))                        # [B, H, W, d]
-        k = self.split_heads(self.k_proj(x))                                  # [B, H, T, d]
-        v = self.split_heads(self.v_proj(x))                                  # [B, H, T, d]
+        q, k, v = map(self.split_heads, self.project(x, at))                  # [B, H, W or T, d]
         q, k = apply_rope(q, *rope_q).to(v.dtype), apply_rope(k, *rope).to(v.dtype)
         if cache:
             k, v = cache.update(self.layer, k, v, positions)                  # 2 x [B, H, S, d]
         x = attention(q.to(k.dtype), k, v, mask).to(x.dtype)                  # [B, H, W, d]
         return self.o_proj(x.transpose(1, 2).flatten(2))                      # [B, W, D]
+
+    def project(self, x: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.q_proj(pick(x, at)), self.k_proj(x), self.v_proj(x)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)              # [B, H, T, d]
@@ -203,7 +210,11 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.mlp, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(F.silu(gate) * up)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class Layer(nn.Module):
@@ -272,19 +283,6 @@ class Llama(nn.Module):
         """As Decoder.forward, but -> logits: float[B, T, V]"""
         return self.lm_head(self.model(x, positions, mask, cache))
 
-    @torch.no_grad()
-    def draw_ordered(self, ids: list[int]) -> None:
-        """Start values for ids that stand for 0, 1, 2, ..: what is near in value starts near.
-
-        Sines and cosines of the value, as of a position (Attention Is All You Need, section 3.5),
-        so a new model need not learn their order from examples. Widths are even.
-        """
-        D, values = self.config.width, torch.arange(len(ids))[:, None]
-        angles = 2 * torch.pi * values / torch.logspace(0.6, 2.5, D // 2)     # periods 4 .. 316
-        code = torch.cat([angles.sin(), angles.cos()], dim=1) * 2 ** 0.5      # [ids, D], rms 1
-        self.model.embed_tokens.weight[ids] = 0.5 * code.to(self.lm_head.weight)
-        self.lm_head.weight[ids] = D ** -0.5 * code.to(self.lm_head.weight)
-
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
              ) -> "Llama":
@@ -307,56 +305,55 @@ class Llama(nn.Module):
         dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         return KVCache(self.config, batch, slots, weight.device, dtype)
 
-    @torch.inference_mode()
+    def step(self, ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """One word more: ids, positions: long[B, 1] -> logits: float[B, V]. Nothing in it depends
+        on numbers, and with cache.fixed not on the step: it can be recorded and replayed."""
+        return self.lm_head(self.model(ids, positions, cache=cache)[:, 0])
+
     def generate(self, x: Tensor, lengths: Tensor, cache: KVCache, max_new_tokens: int, stop: int,
                  start: int = 0, guides: list | None = None, **sampling) -> Iterator[Tensor]:
         """The token loop: embeddings of the prompts in, one long[B] of new ids a step out.
 
         x: float[B, T, D], right-padded; lengths: long[B], real tokens of each row; start: slots of
         the cache that hold earlier turns. A row that has said `stop` goes on saying it, and the
-        loop ends when all have, after max_new_tokens, or when the cache is full. When half of the
-        rows have ended, the others go on alone. guides: one formats.talking.guide.Guide a row, or
-        none; `sampling` goes to `sample`.
+        loop ends when all have, after max_new_tokens, or when the cache is full. guides: one
+        formats.talking.guide.Guide a row, or none; `sampling` goes to `sample`.
+        """
+        if start + x.shape[1] > cache.slots:
+            raise ValueError(f"{start + x.shape[1]} tokens do not fit the context of {cache.slots}")
+        steps = min(max_new_tokens, cache.slots - start - x.shape[1] + 1)
+        words = self.words(x, lengths, cache, steps, stop, start, guides or [], **sampling)
+        return until_all(words, stop, 0 if guides or x.device.type == "cpu" else AHEAD)
+
+    @torch.inference_mode()
+    def words(self, x: Tensor, lengths: Tensor, cache: KVCache, steps: int, stop: int, start: int,
+              guides: list, **sampling) -> Iterator[Tensor]:
+        """As generate, to the last step; nothing waits for the device, unless there are guides.
+
+        When half of the rows have ended, which is looked at now and then, the others go on alone.
         """
         B, T, _ = x.shape
-        if start + T > cache.slots:
-            raise ValueError(f"{start + T} tokens do not fit the context of {cache.slots}")
         rows = torch.arange(B, device=x.device)                               # [R], that speak
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=x.device)
         done = torch.zeros(B, dtype=torch.bool, device=x.device)
-        positions = start + torch.arange(T, device=x.device).expand(B, T)     # [B, T]
-        last = lengths[:, None] - 1                                           # [B, 1]
-        for step in range(min(max_new_tokens, cache.slots - start - T + 1)):
-            h = self.model(x, positions, cache=cache, at=last)                # [R, 1, D]
+        often = 1 if x.device.type == "cpu" else 4 * AHEAD                    # steps
+        h = self.model(x, start + torch.arange(T, device=x.device).expand(B, T), cache=cache,
+                       at=lengths[:, None] - 1)                               # [B, 1, D]
+        logits = self.lm_head(h[:, 0])                                        # [B, V]
+        for step in range(steps):
             own = [guides[row] for row in rows.tolist()] if guides else []
-            ids = guided(self.lm_head(h[:, 0]), seen, own, **sampling)        # [R]
-            ids = ids.masked_fill(done, stop)
+            ids = sample(allowed(logits, own), seen, **sampling).masked_fill(done, stop)   # [R]
+            told(own, ids, logits)
             yield lengths.new_full((B,), stop).index_copy(0, rows, ids)       # [B]
             done = ids == stop
-            if done.all():
-                return
-            if 2 * done.sum() > len(rows):
+            if B > 1 and step % often == 0 and len(rows) > 2 * (~done).sum() > 0:
                 on = (~done).nonzero()[:, 0]                                  # [new R]
                 cache.take(on, cache.slots)
                 rows, ids, done, seen = rows[on], ids[on], done[on], seen[on]
             seen.scatter_(1, ids[:, None], True)
-            x, last = self.model.embed_tokens(ids)[:, None], None             # [R, 1, D]
-            positions = (start + lengths[rows] + step)[:, None]               # [R, 1]
-
-
-def guided(logits: Tensor, seen: Tensor, guides: list, **sampling) -> Tensor:
-    """sample, but of what each row's guide allows; the guide hears what it was, how likely it was.
-
-    logits: float[B, V], seen: bool[B, V] -> ids: long[B]. No guides: sample.
-    """
-    if not guides:
-        return sample(logits, seen, **sampling)
-    may = torch.stack([torch.from_numpy(guide.allowed()) for guide in guides]).to(logits.device)
-    ids = sample(logits.masked_fill(~may, -torch.inf), seen, **sampling)
-    logs = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]       # as without a guide
-    for guide, token, log in zip(guides, ids.tolist(), logs.tolist(), strict=True):
-        guide.said(token, log)
-    return ids
+            if step + 1 < steps:
+                positions = (start + lengths[rows] + step)[:, None]           # [R, 1]
+                logits = self.step(ids[:, None], positions, cache)            # [R, V]
 
 
 def sample(logits: Tensor, seen: Tensor, temperature: float = 0.0, top_k: int = 0,

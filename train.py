@@ -41,6 +41,7 @@ from formats.training.log import Log
 from formats.training.outside import PLACES, open_all
 from formats.training.plot import plot
 from formats.training.ratios import parse_ratios
+from formats.training.starting import draw_ordered
 from formats.training.state import Parts
 from formats.training.stopping import Stop
 from formats.training.telling import explain_memory, is_out_of_memory
@@ -171,7 +172,7 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
     tokenizer = Tokenizer(place, model.config.llama.vocab_size)
     numbers = tokenizer.model.piece_to_id([f"<{i}>" for i in range(101)])
     if not config.model and 0 not in numbers:           # each number of a box is one piece
-        model.llama_model.draw_ordered(numbers)
+        draw_ordered(model.llama_model, numbers)
     if "lora" in config.tune and not model.config.lora:
         own = LoRAConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)
         lora = MOE_LORA if config.tune == "moe-lora" else own

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import tiny
+from formats.training.starting import draw_ordered
 from llama import PRESETS, Llama, apply_rope, attention, rope_angles, sample, segment_mask
 
 CONFIG = tiny.LLAMA
@@ -81,7 +82,7 @@ def test_tensor_names_and_shapes_are_those_of_the_released_files():
 def test_ordered_start_values_are_nearer_the_nearer_their_numbers_and_no_larger_than_others():
     model, numbers = Llama(CONFIG), [7, 3, 40, 41, 12, 60, 5]     # ids that stand for 0 .. 6
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    model.draw_ordered(numbers)
+    draw_ordered(model, numbers)
     others = [i for i in range(61) if i not in numbers]
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         table = model.state_dict()[name]

@@ -9,10 +9,11 @@ import torch
 import tiny
 from chat import Conversation
 from data import Tokenizer, parse_boxes
+from formats.released.guiding import allowed, told
 from formats.talking.grammar import Grammar, open_box
 from formats.talking.guide import Guide
 from formats.talking.showing import speak
-from llama import guided
+from llama import sample
 from projector import SkyEyeGPT
 
 NANO = tiny.ROOT / "weights" / "nano"
@@ -41,7 +42,9 @@ def babble(grammar, free, seed, tokens=100):
         logits = torch.randn(seen.shape, generator=generator)
         logits[:, grammar.opening] += 2.5
         logits[:, 2] += 2
-        ids.append(guided(logits, seen, [guide]).item())
+        token = sample(allowed(logits, [guide]), seen)
+        told([guide], token, logits)
+        ids.append(token.item())
     return ids, guide
 
 

@@ -1,44 +1,44 @@
-"""A model for inference on a CPU: which weights are packed, and how.
+"""A model for inference on a CPU: its weights are packed in the order of the fastest product."""
+from functools import partial
 
-The operators behind it are not documented. Where torch has them not, or the processor not what they
-need, or a shape does not suit, a weight stays as it is.
-"""
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from formats.released.integers import Int8
-from formats.released.lowbit import LowBit
-from formats.released.nibbles import Int4
-from formats.released.packed import Blocked, Kernel, Packed
+from formats.released.joint import Joint, join
+from formats.released.kernels import kernel
+from formats.released.packed import Packed, multiply
 
-# Smaller floating weights are multiplied with before oneDNN has looked up how: 20 us a call.
-SMALLEST = {torch.float32: 1 << 18, torch.bfloat16: 1 << 15}                  # numbers
-
-
-def kernel(weight: Tensor) -> Kernel | None:
-    """None where this processor or this torch gains nothing."""
-    try:
-        if isinstance(weight, LowBit) and weight.q.dtype == torch.uint8:
-            made = Int4(weight)
-        elif isinstance(weight, LowBit):
-            made = Int8(weight) if torch.cpu._is_vnni_supported() else None
-        else:
-            big = weight.numel() >= SMALLEST.get(weight.dtype, torch.inf)
-            made = Blocked(weight) if big else None
-        if made:
-            made.linear(torch.zeros(1, weight.shape[1], dtype=weight.dtype), None)
-        return made
-    except (AttributeError, NotImplementedError, RuntimeError):
-        return None
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))         # read the same x
 
 
 @torch.no_grad()
 def faster(model: nn.Module) -> nn.Module:
-    """The same model, for inference: on a CPU the linear layers' weights are packed, one by one."""
+    """The same model, for inference: linear layers on a CPU are packed, one after the other."""
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
-            made = kernel(module.weight)
-            if made:
-                packed = Packed(made, module.weight)
-                module.weight = nn.Parameter(packed, requires_grad=False)
+        own = {name: child for name, child in module.named_children() if is_plain(child)}
+        for names in TOGETHER:
+            if own.keys() >= set(names):
+                put_together(module, [own[name] for name in names])
+        if isinstance(module, nn.Linear):
+            pack(module)
     return model
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Neither a LoRA nor else something that does more; on a CPU."""
+    return type(layer).forward is nn.Linear.forward and layer.weight.device.type == "cpu"
+
+
+def put_together(module: nn.Module, layers: list[nn.Linear]) -> None:
+    made = kernel(join([layer.weight for layer in layers]))
+    if made:
+        module.project = Joint(made, layers)
+
+
+def pack(layer: nn.Linear) -> None:
+    here = layer.weight.device.type == "cpu" and not isinstance(layer.weight, Packed)
+    made = kernel(layer.weight) if here else None
+    if made:
+        layer.weight = nn.Parameter(Packed(made, layer.weight), requires_grad=False)
+    if made and is_plain(layer):                # without a subclass of Tensor, which costs some us
+        layer.forward = partial(multiply, kernel=made, bias=layer.bias)

@@ -1,5 +1,5 @@
 """Products with weights in 4 bits that a CPU computes without making floats of them, by operators
-of torch that are not documented: `faster.kernel` alone builds them."""
+of torch that are not documented: `kernels.kernel` alone builds them."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor

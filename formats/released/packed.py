@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
+aten = torch.ops.aten
 
 
 class Kernel(Protocol):
@@ -14,17 +14,11 @@ class Kernel(Protocol):
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor: ...           # [.., n] -> [.., m]
 
 
-class Blocked:
-    """float[m, n] in the order in which oneDNN reads it, with the same numbers to the bit."""
-
-    def __init__(self, weight: Tensor):
-        self.weight = mkldnn._reorder_linear_weight(weight.detach(), 1)
-
-    def dense(self) -> Tensor:
-        return self.weight.to_dense()
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return mkldnn._linear_pointwise(x, self.weight, bias, "none", [], "")
+def multiply(x: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
+    """F.linear, but ValueError where a gradient is wanted."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError("packed weights are for inference; train the model as it is loaded")
+    return kernel.linear(x, bias)
 
 
 class Packed(Tensor):
@@ -38,14 +32,11 @@ class Packed(Tensor):
     def __init__(self, kernel: Kernel, like: Tensor):
         self.kernel = kernel
 
-    def __repr__(self) -> str:
-        return f"Packed({list(self.shape)}, {type(self.kernel).__name__}, {self.dtype})"
-
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         with torch._C.DisableTorchFunctionSubclass():
-            if func is F.linear and not (torch.is_grad_enabled() and args[0].requires_grad):
-                return args[1].kernel.linear(args[0], args[2] if len(args) > 2 else None)
+            if func is F.linear:
+                return multiply(args[0], args[1].kernel, *args[2:])
             return func(*args, **kwargs or {})
 
     @classmethod

@@ -1,0 +1,58 @@
+"""The step from one word to the next as one thing: recorded as a CUDA graph, or compiled.
+
+A step of LLaMA-2-7B starts about a thousand kernels, and Python needs longer to start them than a
+GPU to run them. A graph holds them all; a call runs it again, on other numbers in the same places.
+
+Source: https://docs.pytorch.org/docs/2.13/notes/cuda.html#cuda-graphs
+"""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Step = Callable[[Tensor, Tensor, object], Tensor]       # ids, positions: long[B, 1], a KVCache
+
+
+class Fixed:
+    """A step whose shapes stay the same: it looks at all slots of the cache, through a mask."""
+
+    def __init__(self, step: Step):
+        self.step, self.recorded = step, None
+
+    def __call__(self, ids: Tensor, positions: Tensor, cache) -> Tensor:
+        cache.fixed = True
+        logits = self.step(ids, positions, cache)
+        cache.fixed, cache.used = False, cache.used + 1
+        return logits
+
+
+class Graph(Fixed):
+    """The same on a GPU, recorded once for each cache."""
+
+    def __call__(self, ids: Tensor, positions: Tensor, cache) -> Tensor:
+        if self.recorded is not cache.k:
+            self.record(ids, positions, cache)
+        self.ids.copy_(ids)
+        self.positions.copy_(positions)
+        self.graph.replay()
+        cache.used += 1
+        return self.logits
+
+    def record(self, ids: Tensor, positions: Tensor, cache) -> None:
+        self.ids, self.positions, used = ids.clone(), positions.clone(), cache.used
+        aside = torch.cuda.Stream()                     # where libraries and compilers get ready
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            super().__call__(self.ids, self.positions, cache)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = super().__call__(self.ids, self.positions, cache)
+        self.recorded, cache.used = cache.k, used
+
+
+def replayed(llama: nn.Module, compiled: bool = False) -> None:
+    """Give a language model such a step; on a CPU, where nothing is recorded, only `compiled`."""
+    step = torch.compile(llama.step, fullgraph=True) if compiled else llama.step
+    if llama.lm_head.weight.is_cuda or compiled:
+        llama.step = (Graph if llama.lm_head.weight.is_cuda else Fixed)(step)
