@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data import PROMPTS, Box, DataError, Tokenizer, load_pictures, preprocess, render
 from formats.released.faster import faster
+from formats.released.replay import replayed
 from formats.talking import flags, terminal
 from formats.talking.guide import BOXED, Grammar, Guide
 from formats.talking.loop import converse, work
@@ -191,12 +192,14 @@ def main(argv: list[str] | None = None) -> int:
         task_of(question)                       # an unknown one is told before the model is read
     device = find_device(args.device)
     model = SkyEyeGPT.from_pretrained(args.model, device, DTYPES[args.dtype], args.bits)
+    model = model if args.compile else faster(model)        # the compiler packs in its own way
+    replayed(model.llama_model, args.compile)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
                 "repetition_penalty": args.repetition_penalty,
                 "generator": torch.Generator(device).manual_seed(args.seed)}
-    start = partial(Conversation, faster(model), tokenizer, sampling=sampling, bands=args.bands,
+    start = partial(Conversation, model, tokenizer, sampling=sampling, bands=args.bands,
                     frames=args.frames, free=args.free, seen={})
     live = args.prompt is None and terminal.is_live()
     if live:
@@ -217,6 +220,12 @@ if __name__ == "__main__":
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except torch.OutOfMemoryError:
+        tell("chat.py: the GPU's memory is full; try --dtype bf16, --bits 8 or 4, fewer pictures")
+        sys.exit(2)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        tell(f"chat.py: --compile: {str(error).splitlines()[0]}")
+        sys.exit(2)
     except (ModelError, *WRONG) as error:
         tell(f"chat.py: {error}")
         sys.exit(2)

@@ -367,6 +367,8 @@ if __name__ == "__main__":
     except (DataError, ModelError, SaveError, Diverged, FlagError) as error:
         line = str(error).splitlines()[-1]              # a loader process puts a traceback in front
         print(f"train.py: {line.removeprefix('data.DataError: ')}", file=sys.stderr)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        print(f"train.py: --compile: {str(error).splitlines()[0]}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

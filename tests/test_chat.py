@@ -577,3 +577,23 @@ def test_mistakes_end_with_one_line_and_exit_code_2(args, named, folder, picture
                *([] if "--prompt" in args else ["--prompt", "x"]))
     assert done.returncode == 2 and named in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_compile_without_a_compiler_is_told_in_a_line(folder, picture, monkeypatch):
+    monkeypatch.setenv("CXX", "nowhere-c++")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+    done = run(picture, "--model", folder, "--prompt", "a road ?", "--compile")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("chat.py: --compile: InvalidCxxCompiler")
+
+
+def test_a_full_gpu_is_told_in_a_line():
+    done = subprocess.run([sys.executable, "-c", """
+import runpy, sys, torch, projector
+def full(*args):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+projector.SkyEyeGPT.from_pretrained = full
+sys.argv = ["chat.py"]
+runpy.run_path("chat.py", run_name="__main__")"""], cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "GPU's memory is full; try --dtype bf16, --bits 8" in done.stderr
