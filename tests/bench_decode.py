@@ -2,14 +2,15 @@
 
     python tests/bench_decode.py [--size 15M|110M|1.1B|7B] [--device cpu|cuda] [--dtype fp32|bf16]
                                  [--bits 16 8 4] [--batch 1] [--prompt 320] [--new 25] [--steps 5]
-                                 [--threads 2] [--compile] [--gguf FILE ..]
+                                 [--threads 2] [--compile] [--llama_cpp]
 
-The language model alone, at the same random weights; a prompt of embeddings, as 256 visual tokens
-and 64 ids are, then greedy words. Runs are interleaved: told are medians, and medians of the ratios
-of neighbors. In float32 all must say the same words before anything is timed. Theirs is the bare
-loop over the model (`generate` adds to that), with a dynamic and a static cache; --compile adds the
-static cache compiled. llama.cpp joins in with --gguf, files of a model of this size, where
-llama-cpp-python is installed. Without transformers ours runs alone.
+The language model alone, at the same random weights; a prompt as long as 256 visual tokens and 64
+ids, then greedy words. Runs are interleaved: told are medians, and medians of the ratios of
+neighbors. In float32 all must say the same words before anything is timed. Theirs is the bare loop
+over the model (`generate` adds to that), with a dynamic and a static cache; --compile adds the
+static cache compiled. --llama_cpp adds llama.cpp on the CPU (pip install llama-cpp-python gguf), at
+one row, from files written here: head and embeddings in --dtype, the layers in that, Q8_0 or Q4_0.
+Without transformers ours runs alone.
 
 The floor is what must be read for a word, weights once and the cache, at the rate at which this
 machine reads; the last column is the floor over our step. Loading is from safetensors in the page
@@ -29,9 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+import gguf_files  # noqa: E402
 import layouts  # noqa: E402
 from bench_train import clock, table  # noqa: E402
 from formats.released.faster import faster  # noqa: E402
@@ -60,6 +63,14 @@ def write_folder(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:
             torch.empty(like.shape, dtype=dtype).normal_(0, std, generator=generator)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(layouts.hf_json(config)))
+
+
+def prompt(folder: Path, config: LlamaConfig, args: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """-> ids: long[B, T], and their embeddings, [B, T, D], which all but llama.cpp are given"""
+    ids = torch.randint(3, config.vocab_size, (args.batch, args.prompt),
+                        generator=torch.Generator().manual_seed(1))
+    with safe_open(folder / "model.safetensors", "pt") as source:
+        return ids, source.get_tensor("model.embed_tokens.weight")[ids].to(args.device)
 
 
 def load_ours(folder: Path, bits: int, args: argparse.Namespace) -> Llama:
@@ -99,19 +110,24 @@ def theirs(model: nn.Module, x: Tensor, new: int, static: bool, step: Callable |
                                      position_ids=at, **told).logits
 
 
-def llama_cpp(file: Path, prompt: int, new: int, threads: int) -> Callable[[], Steps]:
-    """Its own random words: the weights are those of the file."""
-    from llama_cpp import Llama as Their
-    model = Their(str(file), n_ctx=prompt + new, n_batch=prompt, n_threads=threads,
-                  n_threads_batch=threads, verbose=False)
-    ids = torch.randint(3, model.n_vocab(), (prompt,)).tolist()
-
-    def run() -> Steps:
-        model.reset()
-        said = model.generate(ids, temp=0.0)
-        for _ in range(new):
-            yield torch.tensor([next(said)])
-    return run
+def llama_cpp_loads(folder: Path, config: LlamaConfig, args: argparse.Namespace
+                    ) -> dict[str, Callable]:
+    """Writes its files. Float32 needs a cache in float32 to say the same words."""
+    if gguf_files.MISSING or args.batch > 1 or args.device != "cpu":
+        why = "it would be timed too after pip install " + " ".join(gguf_files.MISSING) \
+            if gguf_files.MISSING else "it is timed at --batch 1 on a CPU alone"
+        print(f"llama.cpp: left out, {why}", file=sys.stderr)
+        return {}
+    dtype, loads = DTYPES[args.dtype], {}
+    gguf_files.write_gguf(folder, config, folder / "16.gguf")
+    for bits in args.bits:
+        file, kind = folder / f"{bits}.gguf", gguf_files.KINDS[dtype if bits == 16 else bits]
+        if bits < 16:
+            gguf_files.quantize_gguf(folder / "16.gguf", bits, dtype, file)
+        cache = dtype if bits == 16 else torch.float16
+        loads[f"llama.cpp, {kind}"] = lambda file=file, cache=cache: gguf_files.load_gguf(
+            file, args.prompt, args.new, args.threads, cache)
+    return loads
 
 
 # ---- measurements --------------------------------------------------------------------------------
@@ -160,11 +176,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5, help="answers of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="theirs too with torch.compile")
-    parser.add_argument("--gguf", type=Path, nargs="*", default=[], help="for llama.cpp")
+    parser.add_argument("--llama_cpp", action="store_true", help="llama.cpp too")
     return parser.parse_args()
 
 
-def sides(folder: Path, x: Tensor, args: argparse.Namespace
+def sides(folder: Path, config: LlamaConfig, args: argparse.Namespace
           ) -> tuple[dict[str, Callable[[], Steps]], dict[str, float]]:
     """-> what is to be timed, and the seconds that loading took."""
     loads = {f"ours, {bits} bits": lambda bits=bits: load_ours(folder, bits, args)
@@ -173,12 +189,18 @@ def sides(folder: Path, x: Tensor, args: argparse.Namespace
         loads = {THEIRS: lambda: load_theirs(folder, args)} | loads
     else:
         print("transformers: not installed, ours runs alone", file=sys.stderr)
+    if args.llama_cpp:
+        loads |= llama_cpp_loads(folder, config, args)
+    ids, x = prompt(folder, config, args)
     runs, loaded = {}, {}
     for name, load in loads.items():
         load()                                                      # imports, and the page cache
         start = clock(args.device)
         model = load()
         loaded[name] = clock(args.device) - start
+        if name.startswith("llama.cpp"):
+            runs[name] = lambda model=model: gguf_files.words(model, ids[0].tolist(), args.new)
+            continue
         if name != THEIRS:
             runs[name] = lambda model=model: ours(model, x, args.new)
             continue
@@ -188,8 +210,6 @@ def sides(folder: Path, x: Tensor, args: argparse.Namespace
             step = torch.compile(model, mode="reduce-overhead" if x.is_cuda else "default")
             runs["transformers, compiled"] = lambda model=model, step=step: theirs(
                 model, x, args.new, True, step)
-    for file in args.gguf if importlib.util.find_spec("llama_cpp") and args.batch == 1 else ():
-        runs[f"llama.cpp, {file.stem}"] = llama_cpp(file, args.prompt, args.new, args.threads)
     return runs, loaded
 
 
@@ -197,7 +217,8 @@ def report(runs: dict[str, Callable[[], Steps]], loaded: dict[str, float], floor
            args: argparse.Namespace) -> None:
     first = {name: timed(run, args.device)[2] for name, run in runs.items()}        # and warm up
     for name, words in first.items():
-        if name.startswith("transformers") and args.dtype == "fp32" and 16 in args.bits:
+        same = name.startswith("transformers") or name == "llama.cpp, F32"
+        if same and args.dtype == "fp32" and 16 in args.bits:
             assert words == first["ours, 16 bits"], f"{name} says other words"
     found = {name: [] for name in runs}
     for _ in range(args.steps):
@@ -223,15 +244,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config, rate = SIZES[args.size], read_rate(args.device)
     config = replace(config, max_positions=max(config.max_positions, args.prompt + args.new))
-    generator = torch.Generator().manual_seed(1)
-    x = 0.5 * torch.randn(args.batch, args.prompt, config.width, generator=generator)
     floors = {f"ours, {bits} bits": step_bytes(config, bits, args) / rate for bits in args.bits}
     floors |= {THEIRS: step_bytes(config, 16, args) / rate}
     cpu = f"cpu, {args.threads} threads"
     place = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     with tempfile.TemporaryDirectory() as folder:
         write_folder(Path(folder), config, DTYPES[args.dtype])
-        runs, loaded = sides(Path(folder), x.to(args.device, DTYPES[args.dtype]), args)
+        runs, loaded = sides(Path(folder), config, args)
         print(f"{args.size}, {args.dtype}, batch {args.batch}, {place}; prompt {args.prompt}, "
               f"{args.new} words; reads {rate / 1e9:.1f} GB/s; medians of {args.steps}; floor "
               + ", ".join(f"{floors[f'ours, {bits} bits'] * 1e3:.2f} ms at {bits} bits"
