@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +48,7 @@ SIZES = {"15M": LlamaConfig(width=288, depth=6, heads=6, mlp=768),
          "1.1B": LlamaConfig(width=2048, depth=22, heads=32, mlp=5632),
          "7B": LlamaConfig()}
 THEIRS = "transformers, dynamic cache"
+CHECKED = "llama.cpp, F32 and its cache too"            # said once, not timed
 Steps = Iterator[Tensor]                        # the ids of a step, long[B]
 
 
@@ -112,21 +114,22 @@ def theirs(model: nn.Module, x: Tensor, new: int, static: bool, step: Callable |
 
 def llama_cpp_loads(folder: Path, config: LlamaConfig, args: argparse.Namespace
                     ) -> dict[str, Callable]:
-    """Writes its files. Float32 needs a cache in float32 to say the same words."""
+    """Writes its files. To say the same words for sure it needs a cache in float32, the slower."""
     if gguf_files.MISSING or args.batch > 1 or args.device != "cpu":
         why = "it would be timed too after pip install " + " ".join(gguf_files.MISSING) \
             if gguf_files.MISSING else "it is timed at --batch 1 on a CPU alone"
         print(f"llama.cpp: left out, {why}", file=sys.stderr)
         return {}
     dtype, loads = DTYPES[args.dtype], {}
+    load = partial(gguf_files.load_gguf, prompt=args.prompt, new=args.new, threads=args.threads)
     gguf_files.write_gguf(folder, config, folder / "16.gguf")
     for bits in args.bits:
         file, kind = folder / f"{bits}.gguf", gguf_files.KINDS[dtype if bits == 16 else bits]
         if bits < 16:
             gguf_files.quantize_gguf(folder / "16.gguf", bits, dtype, file)
-        cache = dtype if bits == 16 else torch.float16
-        loads[f"llama.cpp, {kind}"] = lambda file=file, cache=cache: gguf_files.load_gguf(
-            file, args.prompt, args.new, args.threads, cache)
+        loads[f"llama.cpp, {kind}"] = partial(load, file)
+    if args.dtype == "fp32" and 16 in args.bits:
+        loads[CHECKED] = partial(load, folder / "16.gguf", exact=True)
     return loads
 
 
@@ -217,13 +220,13 @@ def report(runs: dict[str, Callable[[], Steps]], loaded: dict[str, float], floor
            args: argparse.Namespace) -> None:
     first = {name: timed(run, args.device)[2] for name, run in runs.items()}        # and warm up
     for name, words in first.items():
-        same = name.startswith("transformers") or name == "llama.cpp, F32"
+        same = name.startswith("transformers") or name == CHECKED
         if same and args.dtype == "fp32" and 16 in args.bits:
             assert words == first["ours, 16 bits"], f"{name} says other words"
-    found = {name: [] for name in runs}
+    found = {name: [] for name in runs if name != CHECKED}
     for _ in range(args.steps):
-        for name, run in runs.items():
-            prefill, step, _ = timed(run, args.device)
+        for name in found:
+            prefill, step, _ = timed(runs[name], args.device)
             found[name].append((prefill, step, prefill + (args.new - 1) * step))
     rows = []
     for name, own in found.items():

@@ -92,10 +92,10 @@ def quantize_gguf(source: Path, bits: int, dtype: torch.dtype, file: Path) -> No
         raise RuntimeError(f"{source}: llama.cpp cannot quantize it")
 
 
-def load_gguf(file: Path, prompt: int, new: int, threads: int, cache: torch.dtype):
-    """-> llama_cpp.Llama, with a cache in float32 or, for all else, in llama.cpp's float16"""
+def load_gguf(file: Path, prompt: int, new: int, threads: int, exact: bool = False):
+    """-> llama_cpp.Llama, as is fastest: flash attention and a cache in float16. Exact: float32."""
     import llama_cpp
-    kind = llama_cpp.GGML_TYPE_F32 if cache == torch.float32 else llama_cpp.GGML_TYPE_F16
+    kind = llama_cpp.GGML_TYPE_F32 if exact else llama_cpp.GGML_TYPE_F16
     return llama_cpp.Llama(str(file), n_ctx=prompt + new, n_batch=prompt, n_ubatch=prompt,
                            n_threads=threads, n_threads_batch=threads, type_k=kind, type_v=kind,
                            flash_attn=True, verbose=False)
