@@ -48,7 +48,7 @@ SIZES = {"15M": LlamaConfig(width=288, depth=6, heads=6, mlp=768),
          "1.1B": LlamaConfig(width=2048, depth=22, heads=32, mlp=5632),
          "7B": LlamaConfig()}
 THEIRS = "transformers, dynamic cache"
-CHECKED = "llama.cpp, F32 and its cache too"            # said once, not timed
+CHECKED = "llama.cpp, its cache in F32"                   # said once, not timed
 Steps = Iterator[Tensor]                        # the ids of a step, long[B]
 
 
