@@ -30,7 +30,7 @@ import vit
 from formats.released import export, gather, store
 from formats.released.adapter import is_added
 from formats.released.flags import parse_args
-from formats.released.quantize import lowered
+from formats.released.lowered import lowered
 from formats.released.shards import write_json, write_shards
 from formats.released.tensors import ModelError, Stored, check, fill, held, shapes
 from llama import KVCache, Llama, LlamaConfig, segment_mask
@@ -189,7 +189,7 @@ class SkyEyeGPT(nn.Module):
     def from_pretrained(cls, folder: str | Path, device: str = "cpu",
                         dtype: torch.dtype = torch.float32, bits: int = 16) -> "SkyEyeGPT":
         """A model folder: config.json and *.safetensors; bits: 8 or 4 freezes the language model's
-        linear layers in as many. ModelError: one line with the file."""
+        linear layers in as many, the eye's in 8. ModelError: one line with the file."""
         config = read_config(Path(folder))
         tensors = lowered(read_tensors(Path(folder), config), bits, device, dtype)
         return fill(empty_model(config, folder), tensors, folder, device, dtype)

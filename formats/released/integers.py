@@ -18,6 +18,8 @@ class Int8:
     keeps the steps the same whatever rows come together."""
 
     def __init__(self, low: LowBit):
+        if low.scale.shape[1] > 1:
+            raise NotImplementedError("a row has one scale, and the rows of x may be rounded")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)            # torch.qint8 is to go one day
             weight = torch._make_per_channel_quantized_tensor(

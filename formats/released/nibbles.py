@@ -20,12 +20,18 @@ class Int4:
 
     def __init__(self, low: LowBit):
         self.n, self.dtype = low.shape[1], low.dtype
-        q = torch.cat([low.q & 15, low.q >> 4], dim=1)[:, :self.n] ^ 8        # [m, n], 0 .. 15
-        self.weight = aten._convert_weight_to_int4pack_for_cpu(q.int(), 1)
+        blocks = low.q.unflatten(0, (-1, 2, 32))                              # [m / 64, 2, 32, n/2]
+        self.weight = torch.stack([self.joined(*rows) for rows in blocks]).view(len(low), -1)
         scale = (16 * low.scale[:, :self.n // 32, 0]).t().bfloat16()          # [n / 32, m]
         self.scale = torch.stack([scale, torch.zeros_like(scale)], -1)        # and the zero points
-        if not torch.equal(self.numbers(0, 1), q[:FEW].to(torch.int8) - 8):
+        q = (self.numbers(0, 1) + 8).int()                                    # [64, n], 0 .. 15
+        if not torch.equal(aten._convert_weight_to_int4pack_for_cpu(q, 1), self.weight[:FEW]):
             raise NotImplementedError("an unknown order of 4-bit weights")
+
+    def joined(self, a: Tensor, b: Tensor) -> Tensor:
+        """32 rows of a LowBit's q and the 32 below, uint8[32, n/2] each -> uint8[n, 32]"""
+        left, right = a & 15 | b << 4, a >> 4 | b & 0xF0
+        return torch.cat([left, right], dim=1)[:, :self.n].t().contiguous() ^ 0x88
 
     def numbers(self, start: int, end: int) -> Tensor:
         """Of some blocks of rows -> int8[64 blocks, n], -8 .. 7"""

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from formats.released.kept import copied, kept_as
+
 
 class ModelError(Exception):
     """Weights that cannot be used: a line that names the file and what to do."""
@@ -26,11 +28,6 @@ def held(tensors: dict[str, Tensor]) -> dict[str, Stored]:
     """Tensors that are in memory already."""
     return {name: Stored(tuple(tensor.shape), lambda tensor=tensor: tensor)
             for name, tensor in tensors.items()}
-
-
-def kept_as(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
-    """LoRA stays in float32: the steps of training are too small for 16 bits."""
-    return torch.float32 if ".lora_" in name else dtype
 
 
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -54,7 +51,7 @@ def fill(model: nn.Module, found: dict[str, Stored], place: str | Path, device: 
          dtype: torch.dtype) -> nn.Module:
     """Give a model on the meta device its weights, one after the other: each is in memory once."""
     check(place, shapes(model), found)
-    state = {name: stored.read().to(device, kept_as(name, dtype), copy=True)
+    state = {name: copied(stored.read(), device, kept_as(name, dtype))
              for name, stored in found.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
