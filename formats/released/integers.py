@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from formats.released.lowbit import LowBit
+from formats.released.product import by_rows
 
 quantized = torch.ops.quantized
 
@@ -18,8 +19,8 @@ class Int8:
     keeps the steps the same whatever rows come together."""
 
     def __init__(self, low: LowBit):
-        if low.scale.shape[1] > 1:
-            raise NotImplementedError("a row has one scale, and the rows of x may be rounded")
+        if not by_rows(low):                                        # the vision encoder's
+            raise NotImplementedError("where neighbors share a scale, x is not to be rounded")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)            # torch.qint8 is to go one day
             weight = torch._make_per_channel_quantized_tensor(
