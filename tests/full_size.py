@@ -141,7 +141,7 @@ def measure(folder, device, dtype, bits):
     layers = sum(p.nbytes for name, p in model.named_parameters() if "self_attn." in name
                  or "llama_model" in name and ".mlp." in name)
     eye = sum(p.nbytes for name, p in model.visual_encoder.blocks.named_parameters() if p.ndim == 2)
-    saved = (1 - low) * layers + (bits < 16) * 15 / 32 * eye            # the eye: 8.5 bits of 16
+    saved = (1 - low) * layers + (bits < 16) * 63 / 128 * eye           # the eye: 8.125 bits of 16
     found["weights_gb"] = (sum(p.nbytes for p in model.parameters()) - saved) / 1e9
     size, N = model.config.vit.image_size, model.config.visual_tokens
     ids = torch.cat([torch.arange(3, 13), torch.full((N,), -1), torch.arange(13, 43)]).to(device)

@@ -1,7 +1,7 @@
 """A frozen weight that looks like float[m, n] and is kept as integers and scales.
 
     W = scale * q    8 bits: q in -128 .. 127, a scale for each row
-                             or for each 32 neighbors in it
+                             or each 128 neighbors in it
                      4 bits: q in -128, -112, .. 112, a scale for each 32 neighbors
 
 At 4 bits a byte holds two q without their low four bits, which are 0: one of the row's left half
@@ -28,7 +28,7 @@ class LowBit(Tensor):
         return Tensor._make_wrapper_subclass(cls, (len(q), n), dtype=scale.dtype, device=q.device)
 
     def __init__(self, q: Tensor, scale: Tensor, n: int):
-        self.q, self.scale = q, scale   # int8[m, n], [m, 32 G] or uint8[m, 16 G]; float[m, G, 1]
+        self.q, self.scale = q, scale   # int8[m, n or 128 G], uint8[m, 16 G]; float[m, G, 1]
 
     def __repr__(self) -> str:
         return f"LowBit({list(self.shape)}, {self.q.dtype}, {self.dtype})"
