@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 19     # numbers that are float32 at once, and stay in a processor's cache
+BLOCK = 1 << 17     # numbers that are float32 at once: glibc gives larger freed blocks back each time
 
 
 def kept_as(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
