@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 17     # numbers that are float32 at once: glibc gives larger freed blocks back each time
+BLOCK = 1 << 17     # numbers that are float32 at once; more glibc gives back each time, and faults
 
 
 def kept_as(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
