@@ -1,9 +1,11 @@
 """A model for inference on a CPU: its weights are packed in the order of the fastest product."""
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 from torch import nn
 
+from formats.released.heap import give_back
 from formats.released.joint import Joint, join
 from formats.released.kernels import kernel
 from formats.released.packed import Packed, multiply
@@ -11,30 +13,26 @@ from formats.released.packed import Packed, multiply
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))         # read the same x
 
 
-@torch.no_grad()
 def faster(model: nn.Module) -> nn.Module:
-    """The same model, for inference: linear layers on a CPU are packed, one after the other."""
-    for module in model.modules():
-        own = {name: child for name, child in module.named_children() if is_plain(child)}
-        for names in TOGETHER:
-            if own.keys() >= set(names):
-                put_together(module, [own[name] for name in names])
-        if isinstance(module, nn.Linear):
-            pack(module)
+    """The same model, for inference: its linear layers on a CPU are packed, a few at a time."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(put_together, model.modules()))
+        list(pool.map(pack, [m for m in model.modules() if isinstance(m, nn.Linear)]))
+    give_back()
     return model
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Neither a LoRA nor else something that does more; on a CPU."""
-    return type(layer).forward is nn.Linear.forward and layer.weight.device.type == "cpu"
+@torch.no_grad()
+def put_together(module: nn.Module) -> None:
+    own = {name: child for name, child in module.named_children() if is_plain(child)}
+    for names in TOGETHER:
+        layers = [own[name] for name in names if name in own]
+        made = kernel(join([layer.weight for layer in layers])) if len(layers) == len(names) else 0
+        if made:
+            module.project = Joint(made, layers)
 
 
-def put_together(module: nn.Module, layers: list[nn.Linear]) -> None:
-    made = kernel(join([layer.weight for layer in layers]))
-    if made:
-        module.project = Joint(made, layers)
-
-
+@torch.no_grad()
 def pack(layer: nn.Linear) -> None:
     here = layer.weight.device.type == "cpu" and not isinstance(layer.weight, Packed)
     made = kernel(layer.weight) if here else None
@@ -42,3 +40,8 @@ def pack(layer: nn.Linear) -> None:
         layer.weight = nn.Parameter(Packed(made, layer.weight), requires_grad=False)
     if made and is_plain(layer):                # without a subclass of Tensor, which costs some us
         layer.forward = partial(multiply, kernel=made, bias=layer.bias)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Neither a LoRA nor else something that does more; on a CPU."""
+    return type(layer).forward is nn.Linear.forward and layer.weight.device.type == "cpu"
