@@ -7,14 +7,14 @@
 The language model alone, at the same random weights; a prompt as long as 256 visual tokens and 64
 ids, then greedy words. Runs are interleaved: told are medians, and medians of the ratios of
 neighbors. In float32 all must say the same words before anything is timed. Theirs is the bare loop
-over the model (`generate` adds to that), with a dynamic and a static cache; --compile adds the
-static cache compiled. --llama_cpp adds llama.cpp on the CPU (pip install llama-cpp-python gguf), at
-one row, from files written here: head and embeddings in --dtype, the layers in that, Q8_0 or Q4_0.
-Without transformers ours runs alone.
+over the model (`generate` adds to that), with a dynamic and a static cache; --compile adds both
+sides compiled. --llama_cpp adds llama.cpp on the CPU (pip install llama-cpp-python gguf), at
+one row, from files written here: layers in --dtype, Q8_0 or Q4_0, the head, as ours, in --dtype or,
+where they have few bits, in 8. Without transformers ours runs alone.
 
 The floor is what must be read for a word, weights once and the cache, at the rate at which this
 machine reads; the last column is the floor over our step. Loading is from safetensors in the page
-cache; ours quantizes and packs in it. On a GPU nothing is packed.
+cache; ours quantizes and packs in it. On a GPU nothing is packed, and a step is one CUDA graph.
 """
 import argparse
 import importlib.util
@@ -40,6 +40,7 @@ import layouts  # noqa: E402
 from bench_train import clock, table  # noqa: E402
 from formats.released.faster import faster  # noqa: E402
 from formats.released.quantize import quantize  # noqa: E402
+from formats.released.replay import replayed  # noqa: E402
 from llama import Llama, LlamaConfig  # noqa: E402
 from projector import DTYPES  # noqa: E402
 
@@ -75,13 +76,15 @@ def prompt(folder: Path, config: LlamaConfig, args: argparse.Namespace) -> tuple
         return ids, source.get_tensor("model.embed_tokens.weight")[ids].to(args.device)
 
 
-def load_ours(folder: Path, bits: int, args: argparse.Namespace) -> Llama:
+def load_ours(folder: Path, bits: int, args: argparse.Namespace, compiled: bool = False) -> Llama:
     model = Llama.load(folder, args.device, DTYPES[args.dtype])
-    if bits < 16:
-        for layer in model.model.layers:
-            for part in (*layer.self_attn.children(), *layer.mlp.children()):
-                part.weight = nn.Parameter(quantize(part.weight, bits), requires_grad=False)
-    return faster(model)
+    for part in model.modules() if bits < 16 else ():
+        if isinstance(part, nn.Linear):
+            own = quantize(part.weight, 8 if part is model.lm_head else bits)
+            part.weight = nn.Parameter(own, requires_grad=False)
+    model = model if compiled else faster(model)
+    replayed(model, compiled)
+    return model
 
 
 def ours(model: Llama, x: Tensor, new: int) -> Steps:
@@ -157,13 +160,14 @@ def read_rate(device: str, numbers: int = 1 << 28) -> float:
 
 
 def step_bytes(config: LlamaConfig, bits: int, args: argparse.Namespace) -> float:
-    """What a step reads: layers in `bits`, the head, and the cache as of the middle word."""
+    """What a step reads: layers in `bits`, the head, in 8 if they are few, and the cache as of the
+    middle word."""
     size = DTYPES[args.dtype].itemsize
     layer = config.depth * (4 * config.width ** 2 + 3 * config.width * config.mlp)
     kept = {16: size, 8: 1, 4: 0.5 + size / 32}[bits]
     seen = args.prompt + args.new / 2
     cache = 2 * config.depth * config.width * seen * args.batch
-    return layer * kept + config.vocab_size * config.width * size + \
+    return layer * kept + config.vocab_size * config.width * (size if bits == 16 else 1) + \
         cache * (4 if args.device == "cpu" else size)
 
 
@@ -178,7 +182,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=25, help="words of an answer")
     parser.add_argument("--steps", type=int, default=5, help="answers of each side")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="theirs too with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="both with torch.compile too")
     parser.add_argument("--llama_cpp", action="store_true", help="llama.cpp too")
     return parser.parse_args()
 
@@ -188,6 +192,9 @@ def sides(folder: Path, config: LlamaConfig, args: argparse.Namespace
     """-> what is to be timed, and the seconds that loading took."""
     loads = {f"ours, {bits} bits": lambda bits=bits: load_ours(folder, bits, args)
              for bits in args.bits}
+    if args.compile:
+        loads |= {f"ours, {bits} bits, compiled": lambda bits=bits: load_ours(
+            folder, bits, args, compiled=True) for bits in args.bits}
     if importlib.util.find_spec("transformers"):
         loads = {THEIRS: lambda: load_theirs(folder, args)} | loads
     else:
@@ -220,7 +227,7 @@ def report(runs: dict[str, Callable[[], Steps]], loaded: dict[str, float], floor
            args: argparse.Namespace) -> None:
     first = {name: timed(run, args.device)[2] for name, run in runs.items()}        # and warm up
     for name, words in first.items():
-        same = name.startswith("transformers") or name == CHECKED
+        same = name.startswith(("transformers", "ours, 16 bits")) or name == CHECKED
         if same and args.dtype == "fp32" and 16 in args.bits:
             assert words == first["ours, 16 bits"], f"{name} says other words"
     found = {name: [] for name in runs if name != CHECKED}

@@ -1,8 +1,8 @@
 """A LLaMA as llama.cpp's files, and the greedy words that llama.cpp says from one.
 
 Needs llama-cpp-python and gguf (pip install llama-cpp-python gguf). llama.cpp's own quantizer puts
-the layers into Q8_0 or Q4_0; embeddings and head stay in the float type of the source, as ours do
-(left to itself it would put them into 6 or 8 bits).
+the layers into Q8_0 or Q4_0 and the head into Q8_0; embeddings stay in the source's float type,
+as ours do.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -80,14 +80,15 @@ def write_gguf(folder: Path, config: LlamaConfig, file: Path) -> None:
 
 
 def quantize_gguf(source: Path, bits: int, dtype: torch.dtype, file: Path) -> None:
-    """dtype: that of the source, which embeddings and head keep."""
+    """dtype: that of the source, which embeddings keep."""
     import gguf
     import llama_cpp
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
     told = llama_cpp.llama_model_quantize_default_params()
     told.ftype = {8: llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 4: llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[bits]
     told.pure = True                                                # no other types in some layers
-    told.output_tensor_type = told.token_embedding_type = gguf.GGMLQuantizationType[KINDS[dtype]]
+    told.output_tensor_type = gguf.GGMLQuantizationType.Q8_0
+    told.token_embedding_type = gguf.GGMLQuantizationType[KINDS[dtype]]
     if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), told):
         raise RuntimeError(f"{source}: llama.cpp cannot quantize it")
 

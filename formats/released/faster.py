@@ -1,4 +1,5 @@
 """A model for inference on a CPU: its weights are packed in the order of the fastest product."""
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -15,7 +16,8 @@ TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))         # 
 
 def faster(model: nn.Module) -> nn.Module:
     """The same model, for inference: its linear layers on a CPU are packed, a few at a time."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        warnings.simplefilter("ignore", UserWarning)                # torch.qint8 is to go one day
         list(pool.map(put_together, model.modules()))
         list(pool.map(pack, [m for m in model.modules() if isinstance(m, nn.Linear)]))
     give_back()

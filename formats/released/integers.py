@@ -1,6 +1,6 @@
 """Products with weights in 8 bits that a CPU computes without making floats of them, by operators
 of torch that are not documented: `kernels.kernel` alone builds them."""
-import warnings
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 from formats.released.lowbit import LowBit
 from formats.released.product import by_rows
 
-quantized = torch.ops.quantized
+quantized, norm = torch.ops.quantized, torch.linalg.vector_norm
 
 
 class Int8:
@@ -21,10 +21,8 @@ class Int8:
     def __init__(self, low: LowBit):
         if not by_rows(low):                                        # the vision encoder's
             raise NotImplementedError("where neighbors share a scale, x is not to be rounded")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)            # torch.qint8 is to go one day
-            weight = torch._make_per_channel_quantized_tensor(
-                low.q, low.scale.double().flatten(), torch.zeros(len(low)).long(), 0)
+        weight = torch._make_per_channel_quantized_tensor(
+            low.q, low.scale.double().flatten(), torch.zeros(len(low)).long(), 0)
         self.weight, self.dtype = quantized.linear_prepack(weight, None), low.dtype
         self.ends = F.pad(torch.tensor([[1.0, -1.0]]), (0, low.shape[1] - 2))     # [1, n]
 
@@ -35,7 +33,7 @@ class Int8:
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])                                     # [M, n]
-        top = rows.abs().amax(-1, keepdim=True).float().clamp_(min=1e-30)     # [M, 1]
-        y = quantized.linear_dynamic(torch.cat([rows / top, self.ends]), self.weight)[:-1]
+        top = norm(rows, math.inf, -1, True, dtype=torch.float32).clamp_(min=1e-30)    # [M, 1]
+        y = quantized.linear_dynamic.default(torch.cat([rows / top, self.ends]), self.weight)[:-1]
         y = y.mul_(top).to(x.dtype).view(*x.shape[:-1], -1)                   # [.., m]
         return y if bias is None else y + bias

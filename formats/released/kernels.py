@@ -14,7 +14,7 @@ from formats.released.packed import Kernel
 mkldnn = torch.ops.mkldnn
 
 # Smaller floating weights are multiplied with before oneDNN has looked up how: 20 us a call.
-SMALLEST = {torch.float32: 1 << 18, torch.bfloat16: 1 << 15}                  # numbers
+SMALLEST = {torch.float32: 1 << 17, torch.bfloat16: 1 << 15}                  # numbers
 
 
 class Blocked:
