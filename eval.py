@@ -358,7 +358,7 @@ def main(argv: list[str] | None = None) -> None:
     if absent and rank == 0:
         print(f"not in {args.data[0]}: {', '.join(absent)}", file=sys.stderr)
     model = faster(SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype],
-                                             args.bits))
+                                             args.bits), rows=args.batch_size)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     record, results, failed = settings(args), [], []
     for job in jobs:

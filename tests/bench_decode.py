@@ -82,7 +82,7 @@ def load_ours(folder: Path, bits: int, args: argparse.Namespace, compiled: bool 
         if isinstance(part, nn.Linear):
             own = quantize(part.weight, 8 if part is model.lm_head else bits)
             part.weight = nn.Parameter(own, requires_grad=False)
-    model = model if compiled else faster(model)
+    model = model if compiled else faster(model, args.batch)
     replayed(model, compiled)
     return model
 

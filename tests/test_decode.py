@@ -6,9 +6,9 @@ import torch.nn.functional as F
 import tiny
 from formats.released import kernels as packing
 from formats.released.faster import faster
+from formats.released.floats import Blocked, Strips
 from formats.released.integers import Int8
 from formats.released.joint import Part
-from formats.released.kernels import Blocked
 from formats.released.lowbit import LowBit
 from formats.released.nibbles import Int4
 from formats.released.packed import Packed
@@ -25,7 +25,13 @@ KERNELS = {16: Blocked, 8: Int8 if VNNI else LowBit, 4: Int4 if FOUR else LowBit
 
 @pytest.fixture(autouse=True)
 def pack_also_what_is_small(monkeypatch):
-    monkeypatch.setattr(packing, "SMALLEST", {torch.float32: 0, torch.bfloat16: 0})
+    monkeypatch.setattr(packing, "SMALLEST", 0)
+    monkeypatch.setattr(packing, "NARROW", 0)
+
+
+@pytest.fixture(params=[0, 4096], ids=["blocks", "strips"])
+def narrow(request, monkeypatch):
+    monkeypatch.setattr(packing, "NARROW", request.param)
 
 
 def model(bits=16, dtype=torch.float32, packed=False):
@@ -56,14 +62,14 @@ def kernels(llama):
     return {type(k.kernel if isinstance(k, Part) else k) for k in found}
 
 
-def test_packed_weights_compute_the_same():
+def test_packed_weights_compute_the_same(narrow):
     ids = tiny.ids(2, 11)
     with torch.no_grad():
         torch.testing.assert_close(model(packed=True)(ids), model()(ids), atol=1e-5, rtol=1e-5)
     assert spoken(model(packed=True), (5,)).equal(spoken(model(), (5,)))
 
 
-def test_a_picture_and_its_answer_are_the_same_with_packed_weights():
+def test_a_picture_and_its_answer_are_the_same_with_packed_weights(narrow):
     ids, pictures = tiny.ids(1, 20, tiny.VOCAB), tiny.images(1)
     ids[0, 2:2 + tiny.N] = -1
     with torch.no_grad():
@@ -76,7 +82,7 @@ def test_a_picture_and_its_answer_are_the_same_with_packed_weights():
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_packed_rows_of_different_lengths_answer_as_each_alone(bits):
+def test_packed_rows_of_different_lengths_answer_as_each_alone(bits, narrow):
     llama = model(bits, packed=True)
     together = spoken(llama, (5, 9, 3))
     assert together.equal(torch.cat([spoken(llama, (length,)) for length in (5, 9, 3)]))
@@ -148,7 +154,7 @@ def test_without_the_private_operators_weights_stay_as_they_are(monkeypatch, gon
                 raise AttributeError(name)
             return getattr(torch.ops.mkldnn, name)
 
-    monkeypatch.setattr("formats.released.kernels.mkldnn", Without())
+    monkeypatch.setattr("formats.released.floats.mkldnn", Without())
     llama = model(packed=True)
     assert kernels(llama) == {torch.nn.Parameter}
     assert spoken(llama, (5, 3)).equal(spoken(model(), (5, 3)))
@@ -159,12 +165,29 @@ def test_a_processor_without_vnni_multiplies_8_bits_as_before(monkeypatch):
     assert packing.kernel(quantize(torch.randn(96, 160), 8)) is None
 
 
-def test_weights_too_small_to_gain_from_it_and_other_types_stay_as_they_are(monkeypatch):
+def test_a_weight_is_packed_as_its_shape_and_type_suit_or_not(monkeypatch):
     assert packing.kernel(torch.randn(64, 64, dtype=torch.float64)) is None
     monkeypatch.undo()
-    small, big = torch.randn(127, 256), torch.randn(512, 512)
-    assert packing.kernel(small) is None and isinstance(packing.kernel(big), Blocked)
-    assert isinstance(packing.kernel(small.repeat(2, 1).bfloat16()), Blocked)
+    half, small = torch.randn(256, 256).bfloat16(), torch.randn(127, 256).bfloat16()
+    assert isinstance(packing.kernel(half), Blocked) and packing.kernel(small) is None
+    wide, narrow, least = torch.randn(800, 800), torch.randn(900, 600), torch.randn(4, 6)
+    assert isinstance(packing.kernel(wide), Blocked) and isinstance(packing.kernel(least), Strips)
+    assert isinstance(packing.kernel(narrow), Strips)
+    assert isinstance(packing.kernel(narrow, rows=2), Blocked)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(24, 10), (12, 30)])
+def test_strips_multiply_as_the_weight_whatever_the_threads(shape, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    weight, bias = torch.randn(shape), torch.randn(shape[0])
+    strips = Strips(weight)
+    assert len(strips.weight) == threads and strips.dense().equal(weight)
+    for x in (torch.randn(shape[1]), torch.randn(3, shape[1]), torch.randn(2, 1, shape[1])):
+        torch.testing.assert_close(strips.linear(x, bias), F.linear(x, weight, bias))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(packing, "NARROW", 4096)
+    assert isinstance(packing.kernel(weight), Blocked)                  # no equal strips
 
 
 def test_shapes_that_no_kernel_takes_stay_in_their_bits():

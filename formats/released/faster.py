@@ -14,30 +14,33 @@ from formats.released.packed import Packed, multiply
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))         # read the same x
 
 
-def faster(model: nn.Module) -> nn.Module:
-    """The same model, for inference: its linear layers on a CPU are packed, a few at a time."""
+def faster(model: nn.Module, rows: int = 1) -> nn.Module:
+    """The same model, for inference: its linear layers on a CPU are packed, a few at a time.
+
+    rows: answers that are spoken at once, mostly."""
     with warnings.catch_warnings(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         warnings.simplefilter("ignore", UserWarning)                # torch.qint8 is to go one day
-        list(pool.map(put_together, model.modules()))
-        list(pool.map(pack, [m for m in model.modules() if isinstance(m, nn.Linear)]))
+        list(pool.map(partial(put_together, rows=rows), model.modules()))
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        list(pool.map(partial(pack, rows=rows), linear))
     give_back()
     return model
 
 
 @torch.no_grad()
-def put_together(module: nn.Module) -> None:
+def put_together(module: nn.Module, rows: int) -> None:
     own = {name: child for name, child in module.named_children() if is_plain(child)}
     for names in TOGETHER:
         layers = [own[name] for name in names if name in own]
-        made = kernel(join([layer.weight for layer in layers])) if len(layers) == len(names) else 0
-        if made:
+        whole = len(layers) == len(names)
+        if made := whole and kernel(join([layer.weight for layer in layers]), rows):
             module.project = Joint(made, layers)
 
 
 @torch.no_grad()
-def pack(layer: nn.Linear) -> None:
+def pack(layer: nn.Linear, rows: int) -> None:
     here = layer.weight.device.type == "cpu" and not isinstance(layer.weight, Packed)
-    made = kernel(layer.weight) if here else None
+    made = kernel(layer.weight, rows) if here else None
     if made:
         layer.weight = nn.Parameter(Packed(made, layer.weight), requires_grad=False)
     if made and is_plain(layer):                # without a subclass of Tensor, which costs some us
