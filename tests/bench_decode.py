@@ -111,8 +111,9 @@ def theirs(model: nn.Module, x: Tensor, new: int, static: bool, step: Callable |
         yield ids
         if i + 1 < new:
             at = torch.full((len(x), 1), T + i, device=x.device)
-            logits = (step or model)(input_ids=ids[:, None], past_key_values=cache,
-                                     position_ids=at, **told).logits
+            run = model if step is None else step
+            logits = run(input_ids=ids[:, None], past_key_values=cache,
+                         position_ids=at, **told).logits
 
 
 def llama_cpp_loads(folder: Path, config: LlamaConfig, args: argparse.Namespace
