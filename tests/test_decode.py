@@ -115,14 +115,15 @@ def test_in_bfloat16_the_cache_is_float32_and_costs_no_accuracy(packed):
 @pytest.mark.skipif(not VNNI or not FOUR, reason="a processor with AVX-512 and VNNI")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("bits", "tolerance"), [(8, 0.012), (4, 0.005)])
-def test_a_product_in_few_bits_is_near_the_product_with_the_same_float_weight(bits, tolerance,
+@pytest.mark.parametrize("m", [192, 150])
+def test_a_product_in_few_bits_is_near_the_product_with_the_same_float_weight(m, bits, tolerance,
                                                                               dtype):
     generator = torch.Generator().manual_seed(3)
-    low = quantize(torch.randn(192, 160, generator=generator).to(dtype), bits)
-    fast, bias = packing.kernel(low), torch.randn(192, generator=generator).to(dtype)
+    low = quantize(torch.randn(m, 160, generator=generator).to(dtype), bits)
+    fast, bias = packing.kernel(low), torch.randn(m, generator=generator).to(dtype)
     assert isinstance(fast, KERNELS[bits])
-    # At 4 bits the scales are kept in bfloat16.
-    assert distance(fast.dense(), low.dequantize()) <= (2e-3 if bits == 4 else 0)
+    # At 4 bits all is in bfloat16.
+    assert distance(fast.dense(), low.dequantize()) <= (4e-3 if bits == 4 else 0)
     # One row of x is a thousand times the others: each is rounded in steps of its own.
     x = torch.randn(2, 3, 160, generator=generator).to(dtype)
     x[0, 1] *= 1000

@@ -67,6 +67,16 @@ def test_a_conversation_goes_on_after_a_fixed_step(llama):
         torch.testing.assert_close(llama(x, more, cache=fixed), llama(x, more, cache=plain))
 
 
+def test_an_interrupted_step_leaves_the_cache_as_it_was(llama):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    cache = llama.cache(1, 40)
+    with pytest.raises(KeyboardInterrupt):
+        Fixed(stopped)(None, None, cache)
+    assert not cache.fixed and cache.used == 0
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("bits", [16, 8])
 def test_nothing_in_a_step_waits_for_the_device(llama, batch, bits):

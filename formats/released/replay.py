@@ -1,7 +1,7 @@
 """The step from one word to the next as one thing: recorded as a CUDA graph, or compiled.
 
 A step of LLaMA-2-7B starts about a thousand kernels, and Python needs longer to start them than a
-GPU to run them. A graph holds them all; a call runs it again, on other numbers in the same places.
+GPU to run them. A graph holds them all; a call runs them again, on other numbers in their places.
 
 Source: https://docs.pytorch.org/docs/2.13/notes/cuda.html#cuda-graphs
 """
@@ -10,19 +10,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Step = Callable[[Tensor, Tensor, object], Tensor]       # ids, positions: long[B, 1], a KVCache
-
 
 class Fixed:
-    """A step whose shapes stay the same: it looks at all slots of the cache, through a mask."""
+    """Llama.step, its shapes always the same: it looks at all slots of the cache, by a mask."""
 
-    def __init__(self, step: Step):
+    def __init__(self, step: Callable):
         self.step, self.recorded = step, None
 
     def __call__(self, ids: Tensor, positions: Tensor, cache) -> Tensor:
         cache.fixed = True
-        logits = self.step(ids, positions, cache)
-        cache.fixed, cache.used = False, cache.used + 1
+        try:
+            logits = self.step(ids, positions, cache)
+        finally:                                        # Ctrl-C while it compiles
+            cache.fixed = False
+        cache.used += 1
         return logits
 
 

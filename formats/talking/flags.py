@@ -39,8 +39,8 @@ def parse_args(argv: list[str] | None, description: str) -> argparse.Namespace:
     add("--dtype", choices=DTYPES, default="fp32")
     add("--bits", type=int, choices=(16, 8, 4), default=16, help="of the language model's weights "
         "(default %(default)s: --dtype)")
-    add("--compile", action="store_true", help="torch.compile the step from word to word: for a GPU, "
-        "a minute's wait; a CPU is faster without")
+    add("--compile", action="store_true", help="torch.compile the step from word to word, for a "
+        "GPU: a minute's wait; a CPU is faster without")
     return parser.parse_args(argv)
 
 
