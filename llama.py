@@ -346,7 +346,7 @@ class Llama(nn.Module):
             told(own, ids, logits)
             yield lengths.new_full((B,), stop).index_copy(0, rows, ids)       # [B]
             done = ids == stop
-            if B > 1 and step % often == 0 and len(rows) > 2 * (~done).sum() > 0:
+            if B > 1 and (step + 1) % often == 0 and len(rows) > 2 * (~done).sum() > 0:
                 on = (~done).nonzero()[:, 0]                                  # [new R]
                 cache.take(on, cache.slots)
                 rows, ids, done, seen = rows[on], ids[on], done[on], seen[on]

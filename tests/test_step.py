@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from formats.released.late import until_all
+from formats.released.late import AHEAD, until_all
 from formats.released.quantize import quantize
 from formats.released.replay import Fixed, Graph, replayed
 from llama import Llama, LlamaConfig
@@ -55,6 +55,13 @@ def test_rows_that_end_are_dropped_from_a_fixed_step_too(llama):
     assert same(say(llama, (9, 4, 6), stop=stop), plain)
 
 
+def test_words_that_are_asked_for_after_all_rows_have_ended_are_the_stop(llama):
+    x, lengths = torch.randn(1, 5, 48).expand(2, -1, -1), torch.tensor([5, 5])
+    first = next(llama.words(x, lengths, llama.cache(2, 30), 1, -1, 0, []))[0].item()
+    words = list(llama.words(x, lengths, llama.cache(2, 30), 6, first, 0, []))
+    assert len(words) == 6 and torch.stack(words).eq(first).all()
+
+
 def test_a_conversation_goes_on_after_a_fixed_step(llama):
     x = torch.randn(1, 5, 48)
     fixed, plain = llama.cache(1, 40), llama.cache(1, 40)
@@ -95,8 +102,8 @@ def test_nothing_in_the_token_loop_waits_for_the_device_between_looks(llama):
     llama = llama.to("meta")
     x, lengths = torch.zeros(3, 9, 48, device="meta"), torch.zeros(3, 1, device="meta")[:, 0].long()
     llama.step = Fixed(llama.step)
-    words = llama.words(x, lengths, llama.cache(3, 40), 12, STOP, 0, [])
-    assert next(words).shape == (3,)
+    words = llama.words(x, lengths, llama.cache(3, 40), 20, STOP, 0, [])
+    assert [next(words).shape for _ in range(4 * AHEAD)] == [(3,)] * 4 * AHEAD
     with pytest.raises(RuntimeError, match="meta"):                 # the rows that have ended
         next(words)
     one = llama.words(x[:1], lengths[:1], llama.cache(1, 40), 12, STOP, 0, [], temperature=0.7,
@@ -111,8 +118,8 @@ def test_a_step_compiles_whole_and_not_anew_for_each_word(llama, monkeypatch):
         compiles.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(torch, "compile", lambda step, fullgraph, **_: compiled(
-        step, fullgraph=fullgraph, backend=counting))
+    monkeypatch.setattr(torch, "compile", lambda step, fullgraph=False: fullgraph and compiled(
+        step, fullgraph=True, backend=counting))
     replayed(llama, compiled=True)
     assert same(say(llama), plain)
     assert len(compiles) == 1
