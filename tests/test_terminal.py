@@ -18,6 +18,11 @@ ABLE = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8"}
 HARBOR, FOREST = (tiny.ROOT / "examples" / f"{name}.png" for name in ("harbor", "forest"))
 
 
+def heed_ctrl_c():
+    """A shell lets what it starts in the background ignore Ctrl-C, which is passed on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A window in which chat.py runs."""
 
@@ -27,7 +32,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "chat.py", *map(str, args)], cwd=tiny.ROOT, stdin=inside,
             stdout=inside, stderr=inside, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: (heed_ctrl_c(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
         os.close(inside)
         self.raw = b""
@@ -135,7 +140,7 @@ def test_ctrl_c_ends_a_pipe_with_130(tmp_path):
     model = tiny.model_folder(tmp_path / "model")
     with subprocess.Popen([sys.executable, "chat.py", "--model", str(model)], cwd=tiny.ROOT,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+                          text=True, preexec_fn=heed_ctrl_c) as process:
         process.stdin.write("[vqa] a road ?\n")
         process.stdin.flush()
         assert process.stdout.readline()
