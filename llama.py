@@ -196,6 +196,7 @@ class Attention(nn.Module):
         return self.o_proj(x.transpose(1, 2).flatten(2))                      # [B, W, D]
 
     def project(self, x: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """For inference on a CPU formats.released.joint makes one product of the three."""
         return self.q_proj(pick(x, at)), self.k_proj(x), self.v_proj(x)
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ class MLP(nn.Module):
         gate, up = self.project(x)
         return self.down_proj(F.silu(gate) * up)
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:                    # two of [B, T, mlp]
         return self.gate_proj(x), self.up_proj(x)
 
 

@@ -22,7 +22,7 @@ class Int4:
         (self.m, self.n), self.dtype, more = low.shape, low.dtype, -len(low) % FEW
         q, scale = (F.pad(part, (0, 0, 0, more)) if more else part            # to whole blocks
                     for part in (low.q, low.scale[:, :self.n // 32, 0]))
-        parts = [self.joined(*rows) for rows in q.unflatten(0, (-1, 2, 32))]   # 2 x [32, n/2] each
+        parts = [self.joined(*rows) for rows in q.unflatten(0, (-1, 2, 32))]  # [n, 32] each
         self.weight = torch.stack(parts).view(len(q), -1)                     # [m, n/2]
         scale = (16 * scale).t().bfloat16()                                   # [n / 32, m]
         self.scale = torch.stack([scale, torch.zeros_like(scale)], -1)        # and the zero points
