@@ -223,9 +223,6 @@ if __name__ == "__main__":
     except torch.OutOfMemoryError:
         tell("chat.py: the GPU's memory is full; try --dtype bf16, --bits 8 or 4, fewer pictures")
         sys.exit(2)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        tell(f"chat.py: --compile: {str(error).splitlines()[0]}")
-        sys.exit(2)
     except (ModelError, *WRONG) as error:
         tell(f"chat.py: {error}")
         sys.exit(2)

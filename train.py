@@ -367,11 +367,12 @@ if __name__ == "__main__":
     except (DataError, ModelError, SaveError, Diverged, FlagError) as error:
         line = str(error).splitlines()[-1]              # a loader process puts a traceback in front
         print(f"train.py: {line.removeprefix('data.DataError: ')}", file=sys.stderr)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        print(f"train.py: --compile: {str(error).splitlines()[0]}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            line = f"--compile: {str(error).splitlines()[0]}"
+        elif is_out_of_memory(error):
+            line = explain_memory(error, "cuda" if torch.cuda.is_available() else "cpu")
+        else:
             raise
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-        print(f"train.py: {explain_memory(error, place)}", file=sys.stderr)
+        print(f"train.py: {line}", file=sys.stderr)
     sys.exit(2)

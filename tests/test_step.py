@@ -120,7 +120,7 @@ def test_a_step_compiles_whole_and_not_anew_for_each_word(llama, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda step, fullgraph=False: fullgraph and compiled(
         step, fullgraph=True, backend=counting))
-    replayed(llama, compiled=True)
+    replayed(llama, compile=True)
     assert same(say(llama), plain)
     assert len(compiles) == 1
     for slots in (50, 41, 57):                                      # of another conversation

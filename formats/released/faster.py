@@ -42,7 +42,7 @@ def pack(layer: nn.Linear, rows: int) -> None:
     here = layer.weight.device.type == "cpu" and not isinstance(layer.weight, Packed)
     made = kernel(layer.weight, rows) if here else None
     if made:
-        layer.weight = nn.Parameter(Packed(made, layer.weight), requires_grad=False)
+        layer.weight = Packed(made, layer.weight)
     if made and is_plain(layer):                # without a subclass of Tensor, which costs some us
         layer.forward = partial(multiply, kernel=made, bias=layer.bias)
 

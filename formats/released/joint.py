@@ -33,8 +33,7 @@ class Joint:
         self.kernel, self.sizes, end = kernel, [len(layer.weight) for layer in layers], 0
         for layer, size in zip(layers, self.sizes, strict=True):
             start, end = end, end + size
-            packed = Packed(Part(kernel, slice(start, end)), layer.weight)
-            layer.weight = nn.Parameter(packed, requires_grad=False)
+            layer.weight = Packed(Part(kernel, slice(start, end)), layer.weight)
 
     def __call__(self, x: Tensor, at: Tensor | None = None) -> tuple[Tensor, ...]:
         """x: [B, T, D] -> the products [B, T, ..]; at: long[B, W], where the first is wanted."""

@@ -3,7 +3,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
@@ -21,7 +21,7 @@ def multiply(x: Tensor, kernel: Kernel, bias: Tensor | None = None) -> Tensor:
     return kernel.linear(x, bias)
 
 
-class Packed(Tensor):
+class Packed(nn.Parameter):
     """Looks like float[m, n]. F.linear multiplies with its kernel, all else gets `dense()`.
     ValueError: it has no views and is not written to, as that would change a copy."""
 

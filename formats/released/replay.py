@@ -5,16 +5,16 @@ GPU to run them. A graph holds them all; a call runs them again, on other number
 
 Source: https://docs.pytorch.org/docs/2.13/notes/cuda.html#cuda-graphs
 """
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
+
+from formats.released.compiling import compiled
 
 
 class Fixed:
     """Llama.step, its shapes always the same: it looks at all slots of the cache, by a mask."""
 
-    def __init__(self, step: Callable):
+    def __init__(self, step):
         self.step, self.recorded = step, None
 
     def __call__(self, ids: Tensor, positions: Tensor, cache) -> Tensor:
@@ -41,7 +41,7 @@ class Graph(Fixed):
 
     def record(self, ids: Tensor, positions: Tensor, cache) -> None:
         self.ids, self.positions, used = ids.clone(), positions.clone(), cache.used
-        aside = torch.cuda.Stream()                     # where libraries and compilers get ready
+        aside = torch.cuda.Stream()                     # libraries and compilers get ready there
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             super().__call__(self.ids, self.positions, cache)
@@ -52,8 +52,8 @@ class Graph(Fixed):
         self.recorded, cache.used = cache.k, used
 
 
-def replayed(llama: nn.Module, compiled: bool = False) -> None:
-    """Give a language model such a step; on a CPU, where nothing is recorded, only `compiled`."""
-    step = torch.compile(llama.step, fullgraph=True) if compiled else llama.step
-    if llama.lm_head.weight.is_cuda or compiled:
+def replayed(llama: nn.Module, compile: bool = False) -> None:
+    """Give a language model such a step; on a CPU, where none is recorded, only to compile it."""
+    step = compiled(llama.step) if compile else llama.step
+    if llama.lm_head.weight.is_cuda or compile:
         llama.step = (Graph if llama.lm_head.weight.is_cuda else Fixed)(step)
