@@ -368,10 +368,10 @@ if __name__ == "__main__":
         line = str(error).splitlines()[-1]              # a loader process puts a traceback in front
         print(f"train.py: {line.removeprefix('data.DataError: ')}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            line = f"--compile: {str(error).splitlines()[0]}"
-        elif is_out_of_memory(error):
+        if is_out_of_memory(error):
             line = explain_memory(error, "cuda" if torch.cuda.is_available() else "cpu")
+        elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            line = f"--compile: {str(error).splitlines()[0]}"
         else:
             raise
         print(f"train.py: {line}", file=sys.stderr)

@@ -15,7 +15,7 @@ class Fixed:
     """Llama.step, its shapes always the same: it looks at all slots of the cache, by a mask."""
 
     def __init__(self, step):
-        self.step, self.recorded = step, None
+        self.step = step
 
     def __call__(self, ids: Tensor, positions: Tensor, cache) -> Tensor:
         cache.fixed = True
@@ -29,6 +29,7 @@ class Fixed:
 
 class Graph(Fixed):
     """The same on a GPU, recorded once for each cache."""
+    recorded = None
 
     def __call__(self, ids: Tensor, positions: Tensor, cache) -> Tensor:
         if self.recorded is not cache.k:
