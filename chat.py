@@ -18,22 +18,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import PROMPTS, Box, DataError, Tokenizer, load_pictures, preprocess, render
-from formats.released.faster import faster
-from formats.released.replay import replayed
-from formats.talking import flags, terminal
-from formats.talking.guide import BOXED, Grammar, Guide
-from formats.talking.loop import converse, work
-from formats.talking.marks import Mark, find_marks
-from formats.talking.names import stamp
-from formats.talking.requests import drawn, task_of
-from formats.talking.session import Session
-from formats.talking.shelf import Shelf
-from formats.talking.terminal import tell
-from formats.talking.writing import write_boxes, write_talk
-from projector import DTYPES, ModelError, SkyEyeGPT
+from data import PROMPTS, Tokenizer, encode_conversation, load_images, preprocess
+from projector import DTYPES, SkyEyeGPT
+from support.checkpoints.files import ModelError
+from support.common import Box
+from support.images.common import parse_bands
+from support.inference.cpu_kernels import pack_for_cpu
+from support.inference.cuda_graphs import accelerate_decoding
+from support.inference.generation import BOX_TASKS, BoxConstraint, BoxGrammar
+from support.readers.common import DataError
+from support.terminal.display import (
+    discard_output,
+    eprint,
+    is_interactive,
+    piped_lines,
+    prepare_streams,
+    save_boxes,
+    save_conversation,
+)
+from support.terminal.questions import Detection, find_detections, sampling_for, task_of
+from support.terminal.session import (
+    OpenConversations,
+    Session,
+    file_key,
+    run_batch,
+    run_interactive,
+)
 
-WRONG = (DataError, ValueError, OSError)        # told in a line, and the conversation goes on
+USER_ERRORS = (DataError, ValueError, OSError)        # told in a line, and the conversation goes on
 
 
 class Conversation:
@@ -48,9 +60,9 @@ class Conversation:
         """
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.seen, self.pad = {} if seen is None else seen, PROMPTS[model.config.prompt].pad
-        self.free, self.grammar = free, Grammar(tokenizer.model.id_to_piece(
+        self.free, self.grammar = free, BoxGrammar(tokenizer.model.id_to_piece(
             list(range(len(tokenizer)))))
-        self.groups = [(stamp(path), load_pictures([path], bands, frames)) for path in paths]
+        self.groups = [(file_key(path), load_images([path], bands, frames)) for path in paths]
         self.pictures = [picture for _, group in self.groups for picture in group]
         self.paths = [path for (path, _), group in self.groups for _ in group]
         limit, each = model.config.llama.max_positions, model.config.visual_tokens
@@ -58,7 +70,7 @@ class Conversation:
             raise DataError(f"{len(self.pictures)} pictures take {len(self.pictures) * each} of "
                             f"{limit} tokens: show {(limit - 32) // each} at most")
         for note in dict.fromkeys(picture.note for picture in self.pictures if picture.note):
-            tell(note)
+            eprint(note)
         self.rest()
         self.reset()
 
@@ -69,7 +81,7 @@ class Conversation:
 
     def reset(self) -> None:
         self.turns: list[tuple[str, str]] = []
-        self.guides: list[Guide] = []           # of the answers
+        self.guides: list[BoxConstraint] = []           # of the answers
         self.first = 0                          # the oldest turn that still fits the context
 
     def undo(self) -> str:
@@ -87,7 +99,7 @@ class Conversation:
         room = min(self.sampling.get("max_new_tokens", limit), limit // 4)
         while True:
             turns = [*self.turns[first:], (question, None)]
-            ids, _, _ = render(self.tokenizer, turns, config.visual_tokens, len(self.pictures),
+            ids, _, _ = encode_conversation(self.tokenizer, turns, config.visual_tokens, len(self.pictures),
                                config.prompt)
             if len(ids) + room <= limit or len(turns) == 1:
                 break
@@ -95,7 +107,7 @@ class Conversation:
         if len(ids) >= limit:
             raise DataError(f"{len(ids)} tokens do not fit the context of {limit}: ask shorter")
         if first and not self.first:
-            tell(f"the context of {limit} tokens is full: the oldest questions are forgotten")
+            eprint(f"the context of {limit} tokens is full: the oldest questions are forgotten")
         self.first = first
         return ids
 
@@ -128,11 +140,11 @@ class Conversation:
 
     def ask(self, question: str) -> Iterator[str]:
         """The answer, piece by piece. What was said stays said when the caller stops early."""
-        sampling, ids, answer = drawn(question, self.sampling), self.prompt(question), []
+        sampling, ids, answer = sampling_for(question, self.sampling), self.prompt(question), []
         start = self.go_back(ids)
         self.ids = ids[:start]
         self.turns.append((question, ""))
-        self.guides.append(Guide(self.grammar, self.free or not question.startswith(BOXED)))
+        self.guides.append(BoxConstraint(self.grammar, self.free or not question.startswith(BOX_TASKS)))
         images = None if start else self.look()
         try:
             for token in self.model.generate(torch.tensor(ids, device=self.cache.k.device), images,
@@ -146,12 +158,12 @@ class Conversation:
             self.cache.used = len(ids) + len(answer) - 1 if answer else start
             self.ids = ids + answer
 
-    def marks(self) -> list[Mark]:
+    def marks(self) -> list[Detection]:
         """The boxes of the last answer."""
         if not self.turns:
             return []
         sure = self.guides[-1].confidences() if self.guides else ()
-        return find_marks(*self.turns[-1], [p.size for p in self.pictures], self.pad, sure)
+        return find_detections(*self.turns[-1], [p.size for p in self.pictures], self.pad, sure)
 
     def boxes(self, picture: int = 0) -> list[tuple[str, Box]]:
         """(what it is, box in pixels) of the last answer in one of the pictures."""
@@ -166,14 +178,70 @@ class Conversation:
         """.json: the conversation as a LLaVA row that train.py reads; else the boxes drawn."""
         if file.suffix == ".json":
             sure = [guide.confidences() for guide in self.guides]
-            write_talk(file, list(dict.fromkeys(self.paths)), self.turns, sure)
+            save_conversation(file, list(dict.fromkeys(self.paths)), self.turns, sure)
         else:
-            write_boxes(file, self.pictures, self.marks())
-        tell(f"saved {file}")
+            save_boxes(file, self.pictures, self.marks())
+        eprint(f"saved {file}")
+
+
+DTYPE_NAMES = ("fp32", "bf16", "fp16")
+
+
+def make_args(argv: list[str] | None, description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("images", nargs="*", help="one picture or several, two dates of a place, clips; "
+        "FOLDER is a clip, 'FOLDER/*.png' are its pictures")
+    add("--model", default="weights/nano", help="folder (default %(default)s)")
+    add("--prompt", action="append", help="ask this, print the answer and leave; may be given "
+        "several times for several turns")
+    add("--save", type=Path, help="at the end write the last answer's boxes on the picture, or "
+        "as .json the conversation")
+    add("--free", action="store_true", help="do not keep boxes well-formed")
+    add("--json", action="store_true", help="an object a line: question, answer, boxes in pixels")
+    add("--auto_task", "--auto-task", action=switch, help="a plain request takes its task: "
+        "'where is ..' [refer], 'find all ..' [detection] (default: on in a terminal)")
+    add("--preview", action=switch, help="pictures as half blocks in the terminal (default: on "
+        "where it has 24-bit color)")
+    add("--bands", type=parse_bands, default=(), metavar="R,G,B",
+        help="which are shown of a picture with more than three, from 1")
+    add("--frames", type=at_least(1), default=8, help="of a clip (default %(default)s)")
+    add("--max_new_tokens", "--max-new-tokens", type=at_least(1), default=300)
+    add("--temperature", type=at_most(1e9), help="0: always the likeliest, as by default where a "
+        "[task] is named; else 0.6")
+    add("--top_p", "--top-p", type=at_most(1), default=0.9)
+    add("--top_k", "--top-k", type=at_least(0), default=50, help="0: all")
+    add("--repetition_penalty", "--repetition-penalty", type=at_most(1e9),
+        help="default 1 where a [task] is named, else 1.05")
+    add("--seed", type=int, default=42)
+    add("--device", default="auto", help="cpu, cuda, cuda:1, .. (default: cuda where there is one)")
+    add("--dtype", choices=DTYPE_NAMES, default="fp32")
+    add("--bits", type=int, choices=(16, 8, 4), default=16, help="of the language model's weights "
+        "(default %(default)s: --dtype)")
+    add("--compile", action="store_true", help="torch.compile the step from word to word, for a "
+        "GPU: a minute's wait; a CPU is faster without")
+    return parser.parse_args(argv)
+
+
+def at_least(least: int):
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: at least {least}")
+        return int(text)
+    return number
+
+
+def at_most(most: float):
+    def number(text: str) -> float:
+        if not 0 <= float(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text}: from 0 to {most:g}")
+        return float(text)
+    return number
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    return flags.parse_args(argv, __doc__)
+    return make_args(argv, __doc__)
 
 
 def find_device(name: str) -> torch.device:
@@ -187,13 +255,13 @@ def find_device(name: str) -> torch.device:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    terminal.prepare()
+    prepare_streams()
     for question in args.prompt or ():
         task_of(question)                       # an unknown one is told before the model is read
     device = find_device(args.device)
     model = SkyEyeGPT.from_pretrained(args.model, device, DTYPES[args.dtype], args.bits)
-    model = model if args.compile else faster(model)        # the compiler packs in its own way
-    replayed(model.llama_model, args.compile)
+    model = model if args.compile else pack_for_cpu(model)        # the compiler packs in its own way
+    accelerate_decoding(model.llama_model, args.compile)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
     sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
@@ -201,12 +269,12 @@ def main(argv: list[str] | None = None) -> int:
                 "generator": torch.Generator(device).manual_seed(args.seed)}
     start = partial(Conversation, model, tokenizer, sampling=sampling, bands=args.bands,
                     frames=args.frames, free=args.free, seen={})
-    live = args.prompt is None and terminal.is_live()
+    live = args.prompt is None and is_interactive()
     if live:
-        tell(f"{args.model} answers; /help tells the commands")
-    session = Session(Shelf(start), args, live)
-    lines = terminal.piped() if args.prompt is None else iter(args.prompt)
-    code = converse(session, WRONG) if live else work(session, lines, WRONG)
+        eprint(f"{args.model} answers; /help tells the commands")
+    session = Session(OpenConversations(start), args, live)
+    lines = piped_lines() if args.prompt is None else iter(args.prompt)
+    code = run_interactive(session, USER_ERRORS) if live else run_batch(session, lines, USER_ERRORS)
     if args.save:
         session.talk.save(args.save)
     return code
@@ -216,13 +284,13 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except BrokenPipeError:
-        terminal.discard_output()
+        discard_output()
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
     except torch.OutOfMemoryError:
-        tell("chat.py: the GPU's memory is full; try --dtype bf16, --bits 8 or 4, fewer pictures")
+        eprint("chat.py: the GPU's memory is full; try --dtype bf16, --bits 8 or 4, fewer pictures")
         sys.exit(2)
-    except (ModelError, *WRONG) as error:
-        tell(f"chat.py: {error}")
+    except (ModelError, *USER_ERRORS) as error:
+        eprint(f"chat.py: {error}")
         sys.exit(2)

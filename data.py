@@ -11,11 +11,12 @@ fed: the questions of one picture, behind one copy of its visual tokens,
 with -1 for an image slot and . for -100, no label. Ids and labels come from one call, so they
 cannot drift apart.
 """
+import math
 import random
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from formats import capera, caption_lists, class_folder, coco, dior_rsvg, dota, floodnet, llava
-
-# isort: split
-from formats import nwpu_captions, rsicd, rsivqa, rsvqa, skyeye, voc
-from formats.boxes import BOX, Box, encode_box, parse_boxes
-from formats.checking import command
-from formats.checking.headers import look_at_all
-from formats.drawing import draw_boxes
-from formats.pictures.clip import is_clip, read_clip
-from formats.pictures.pad import padded
-from formats.pictures.reading import Picture, PictureError, read_picture
-from formats.table import Table
-from formats.templates import CLEANED, NUMBERS, SIDES, TASKS, clean_text
-
-
-class DataError(Exception):
-    """Data that cannot be used: one line that names the file or row and what to do."""
-
+from support.common import Box
+from support.images.clips import is_clip, read_clip
+from support.images.common import PictureError
+from support.images.read import Picture, read_picture
+from support.readers.common import DataError, Sample, SampleTable
 
 # ---- tokenizer -----------------------------------------------------------------------------------
 
@@ -87,15 +75,15 @@ class Tokenizer:
 MEAN = (0.48145466, 0.4578275, 0.40821073)      # of CLIP's pictures: red, green, blue in 0 .. 1
 STD = (0.26862954, 0.26130258, 0.27577711)
 MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
-TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
 
 def load_image(path: str | Path) -> Image.Image:
     """-> RGB, 8 bit, turned as its EXIF orientation says. DataError: one line with the file."""
-    return load_pictures([path])[0].image
+    return load_images([path])[0].image
 
 
-def load_pictures(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: int = 8,
+def load_images(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: int = 8,
                   near: int = 0) -> list[Picture]:
     """Pictures, and for each clip (a folder, an animation, a video) so many of its frames.
 
@@ -114,7 +102,7 @@ def load_pictures(paths: Iterable[str | Path], bands: Sequence[int] = (), frames
 
 
 @dataclass(frozen=True)
-class Move:
+class Augmentation:
     """How a picture is moved in training; its boxes go along."""
     crop: Box = (0, 0, 1, 1)                        # the part kept, in fractions of the sides
     transpose: tuple[Image.Transpose, ...] = ()     # mirrors and quarter turns, in order
@@ -135,29 +123,99 @@ class Move:
         return x1 * width, y1 * height, x2 * width, y2 * height
 
 
-STILL = Move()
+NO_AUGMENTATION = Augmentation()
 
 
-def preprocess(image: Image.Image, size: int, move: Move = STILL, style: str = "skyeye") -> Tensor:
+PAD_COLOR = (122, 116, 104)          # the mean color of CLIP's pictures, cut off to 8 bits
+
+
+def pad_to_square(image: Image.Image) -> Image.Image:
+    """In the middle of a square of CLIP's mean color."""
+    side, (width, height) = max(image.size), image.size
+    square = Image.new("RGB", (side, side), PAD_COLOR)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def preprocess(image: Image.Image, size: int, move: Augmentation = NO_AUGMENTATION, style: str = "skyeye") -> Tensor:
     """-> float[3, size, size], CLIP-normalized; squashed to a square (bicubic), as upstream.
 
     LLaVA's style pads it to a square before, with CLIP's mean color.
     """
-    part = None if move.crop == STILL.crop else tuple(
+    part = None if move.crop == NO_AUGMENTATION.crop else tuple(
         fraction * side for fraction, side in zip(move.crop, image.size * 2, strict=True))
     if PROMPTS[style].pad:
-        image, part = padded(image.crop(part) if part else image), None
+        image, part = pad_to_square(image.crop(part) if part else image), None
     image = image.resize((size, size), Image.Resampling.BICUBIC, part)
     for step in move.transpose:
         image = image.transpose(step)
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255        # [3, H, W]
     x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    return x if move.gain == STILL.gain else x * move.gain[0] + move.gain[1]
+    return x if move.gain == NO_AUGMENTATION.gain else x * move.gain[0] + move.gain[1]
 
 
 # ---- boxes ---------------------------------------------------------------------------------------
 
-def place_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Move,
+BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4)
+                 + r"\s*(?:\|\s*<\s*(-?\d{1,3})\s*>\s*)?\}", re.ASCII)
+
+
+PHRASE = re.compile(r"<p>(.*?)</p>")
+
+
+def coordinate_frame(width: int, height: int, pad: bool) -> tuple[float, float, float, float]:
+    """Left, top, width, height of what 0 to 100 spans: the picture, or the square it lies in."""
+    side = max(width, height)
+    return ((width - side) // 2, (height - side) // 2, side, side) if pad else (0, 0, width, height)
+
+
+def encode_box(box: Box, width: int, height: int, pad: bool = False) -> str:
+    """Pixels -> `{<x1><y1><x2><y2>}`, 0 to 100, cut off and not rounded, as upstream writes.
+
+    Corners are sorted and brought into the picture. ValueError: nothing of the box is in it.
+    """
+    x1, y1, x2, y2 = box
+    if not (min(x1, x2) <= width and min(y1, y2) <= height and max(x1, x2) >= 0
+            and max(y1, y2) >= 0):                                  # also where one is not a number
+        raise ValueError(f"the box {box} is not in a picture of {width} x {height}")
+    left, top, w, h = coordinate_frame(width, height, pad)
+    x1, x2 = sorted((min(max(x, 0), width) - left) / w for x in box[::2])
+    y1, y2 = sorted((min(max(y, 0), height) - top) / h for y in box[1::2])
+    return "{" + "".join(f"<{int(100 * v)}>" for v in (x1, y1, x2, y2)) + "}"
+
+
+def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: bool = False
+                ) -> list[tuple[str, Box]]:
+    """Every box in a text -> [(phrase, box in pixels)]; the phrase is the last <p>..</p> before.
+
+    A number q stands for the bin q .. q + 1 it was cut off to, so the middle of the bin is read;
+    upstream reads its corner (corner=True). Numbers over 100 are no box, corners are sorted. A box
+    turned by |<degrees> (GeoChat) gives the upright box around it.
+    """
+    found, (left, top, w, h) = [], coordinate_frame(width, height, pad)
+    for match in BOX.finditer(text):
+        numbers = [int(n) for n in match.groups()[:4]]
+        if max(numbers) > 100:
+            continue
+        x1, y1, x2, y2 = (n / 100 if corner else min(n + 0.5, 100) / 100 for n in numbers)
+        box = upright_box((min(x1, x2) * w, min(y1, y2) * h, max(x1, x2) * w, max(y1, y2) * h),
+                     int(match[5] or 0))
+        phrases = PHRASE.findall(text[:match.start()])
+        box = tuple(min(max(v + shift, 0), side) for v, shift, side in zip(
+            box, (left, top) * 2, (width, height) * 2, strict=True))
+        found.append((phrases[-1].strip() if phrases else "", box))
+    return found
+
+
+def upright_box(box: Box, degrees: int) -> Box:
+    """The upright box around a box turned about its middle."""
+    x, y, w, h = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    w, h = (w * cos + h * sin, w * sin + h * cos) if degrees else (w, h)
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Augmentation,
                 pad: bool = False) -> str:
     """Write the next of `boxes` at each <bbox>; boxes that are text already move along."""
     def moved(match: re.Match) -> str:
@@ -174,8 +232,65 @@ def place_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: 
 
 # ---- prompts -------------------------------------------------------------------------------------
 
+IDENTIFIERS = ("caption", "vqa", "refer", "detection", "identify", "grounding")
+
+
+CAPTION_TEMPLATES = """Briefly describe this image. | Provide a concise depiction of this image.
+| Present a short description of this image. | Summarize this image in a few words.
+| A short image caption: | A short image description: | A photo of | An image that shows
+| Write a short description for the image. | Write a description for the photo.
+| Provide a description of what is presented in the photo.
+| Briefly describe the content of the image. | Can you briefly explain what you see in the image?
+| Could you use a few words to describe what you perceive in the photo?
+| Please provide a short depiction of the picture.
+| Using language, provide a short account of the image.
+| Use a few words to illustrate what is happening in the picture."""
+
+
+TEMPLATES = {       # MiniGPT-v2's templates; {} is the expression, the question or the box
+    "caption": ["[caption] briefly describe the image",
+                *("[caption] " + text.strip() for text in CAPTION_TEMPLATES.split("|"))],
+    "video": ["[caption] briefly describe the video frame image"],
+    "vqa": ["[vqa] {}",
+            "[vqa] Based on the image, respond to this question with a short answer: {}"],
+    "scene": ["[vqa] {}"],
+    "refer": ["[refer] give me the location of {}", "[refer] {}", "[refer] where is {} ?",
+              "[refer] from this image, tell me the location of {}",
+              "[refer] the location of {} is", "[refer] could you tell me the location for {} ?",
+              "[refer] where can I locate the {} ?"],
+    "detection": ["[detection] {}"],
+    "identify": ["[identify] what is it in {}", "[identify] {}", "[identify] this {} is",
+                 "[identify] what object is in this location {}",
+                 "[identify] identify the object present at this location {}",
+                 "[identify] describe this object in {}", "[identify] the object in {} is"],
+    "grounding": ["[grounding] describe this image in detail",
+                  "[grounding] please describe this image in details",
+                  "[grounding] describe this image as detailed as possible",
+                  "[grounding] summarize this image in details",
+                  "[grounding] give a thorough description of what you see in this image"],
+    "conversation": ["{}"],
+}
+
+
+CLEANED_TASKS = ("caption", "video", "vqa", "refer")          # tasks whose texts upstream cleans
+
+
+def clean_text(text: str, words: int = 50) -> str:
+    """Upstream's blip_caption: lower case, no punctuation but ? and comma, at most 50 words."""
+    text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
+    return " ".join(re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:words])
+
+
+# Words that forbid to mirror or turn a picture, and to crop it.
+SIDE_WORDS = set("left right top bottom upper lower above below leftmost rightmost north south east "
+            "west northeast northwest southeast southwest".split())
+
+
+NUMBER_WORDS = set("no one two three four five six seven eight nine ten".split())
+
+
 @dataclass(frozen=True)
-class Prompt:
+class PromptStyle:
     """How a conversation is written; | stands for a picture's slots."""
     picture: str                # once for each picture, before the first question
     after: str                  # between the pictures and the first question
@@ -192,18 +307,18 @@ class Prompt:
 
 PROMPTS = {
     # One form for learning and asking: what we train with.
-    "skyeye": Prompt("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", " [/INST]"),
+    "skyeye": PromptStyle("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", " [/INST]"),
     # The released checkpoint: two spaces before [/INST] in training; asked, one and a second <s>.
-    "minigpt_v2": Prompt("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", "  [/INST]",
+    "minigpt_v2": PromptStyle("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", "  [/INST]",
                          ask_first="<s>[INST] ", ask_end=" [/INST]", joined=True),
     # LLaVA-1.5, and so RS-GPT4V.
-    "vicuna_v1": Prompt("|\n", "", "A chat between a curious user and an artificial intelligence "
+    "vicuna_v1": PromptStyle("|\n", "", "A chat between a curious user and an artificial intelligence "
                         "assistant. The assistant gives helpful, detailed, and polite answers to "
                         "the user's questions. USER: ", "USER: ", " ASSISTANT:", mark=False,
                         pad=True),
 }
 
-def render(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots: int = 0,
+def encode_conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots: int = 0,
            pictures: int = 1, style: str = "skyeye") -> tuple[list[int], list[int], int]:
     """-> ids, labels, and how many ids come before the first question (what questions share).
 
@@ -238,186 +353,43 @@ def render(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots:
     return ids, labels, shared
 
 
-# ---- samples -------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Sample:
-    """One question or conversation. `<bbox>` in a text stands for the next of `boxes`."""
-    images: tuple[str, ...]                     # paths; several for a clip
-    turns: tuple[tuple[str, str], ...]          # (question, answer), without template
-    task: str                                   # a key of TASKS
-    source: str                                 # where the row stands, for messages
-    boxes: tuple[Box, ...] = ()                 # pixels of the original picture
-    references: tuple[str, ...] = ()            # what counts as right, if more than the answer
-    kind: str = ""                              # question type (presence, count, ...)
-
-
-class Samples(Table):
-    """Many samples in little memory (formats/table.py); each is made when it is asked for."""
-
-    def add(self, row: dict) -> None:
-        if row["task"] not in TASKS:
-            raise ValueError(f"{row['source']}: unknown task {row['task']!r}")
-        if not all(map(str.strip, [answer for _, answer in row["turns"]])):
-            raise ValueError(f"{row['source']}: an empty answer, there is nothing to learn")
-        super().add(row)
-
-    def __getitem__(self, i: int | slice) -> "Sample | list[Sample]":
-        if isinstance(i, slice):
-            return [self[number] for number in range(len(self))[i]]
-        return Sample(**super().__getitem__(i))
-
-
-# Each has matches(place) and read(place, split), which yields a Sample's fields, the pictures
-# named from `place`. Raises ValueError with a line that names the row.
-FORMATS = {
-    "llava": llava,                     # a .json or .jsonl of conversations, also ms-swift's
-    "skyeye": skyeye,                   # SkyEye-968k's folder, and the miniature world
-    "rsicd": rsicd,                     # RSICD, RSITMD, UCM-, Sydney-Captions: dataset*.json
-    "nwpu_captions": nwpu_captions,     # dataset_nwpu.json
-    "caption_lists": caption_lists,     # {split}_filename.txt and {split}_caps.txt
-    "capera": capera,                   # clips
-    "rsvqa": rsvqa,                     # RSVQA-LR, RSVQA-HR
-    "rsivqa": rsivqa,                   # lines of picture:question?answer
-    "floodnet": floodnet,               # one JSON of questions a split
-    "coco": coco,                       # boxes of classes, as three tasks; so are voc and dota
-    "dior_rsvg": dior_rsvg,             # DIOR-RSVG, RSVG: VOC XML and running object numbers
-    "voc": voc,
-    "dota": dota,
-    "class_folder": class_folder,       # AID, NWPU-RESISC45, RSSCN7, UC Merced: a folder a class
-}
-
-
-def find_format(place: Path, name: str = ""):
-    """The module of FORMATS that reads a place: the named one, or the first that knows it."""
-    if not place.exists():
-        raise DataError(f"{place}: no such file or folder")
-    if name and name not in FORMATS:
-        raise DataError(f"--format {name}: unknown; there are {', '.join(FORMATS)}")
-    found = [FORMATS[name]] if name else [m for m in FORMATS.values() if m.matches(place)]
-    if not found:
-        raise DataError(f"{place}: in no layout that is read here ({', '.join(FORMATS)})")
-    return found[0]
-
-
-def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueError]:
-    """The fields of each sample, pictures named in full; for a row that is wrong, the error."""
-    reader, root, known = find_format(place, form), place if place.is_dir() else place.parent, {}
-    try:
-        for row in reader.read(place, split):
-            if isinstance(row, dict):
-                names = tuple(row["images"])
-                if names not in known:
-                    known[names] = inside(root, names)
-                row["images"] = known[names]
-                if known[names] is None:
-                    row = ValueError(f"{row['source']}: {', '.join(names)}: a data file may only "
-                                     f"name pictures inside {root}")
-            yield row
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-    except (AttributeError, LookupError, SyntaxError, TypeError) as error:
-        raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
-
-
-def collect(place: Path, split: str, form: str = "", tasks: Sequence[str] = ()
-            ) -> tuple[Samples, Samples, list[str]]:
-    """-> single-task samples, conversations, and what is wrong with the rows that make none."""
-    single, talks, bad = Samples(), Samples(), []
-    for row in read_rows(place, split, form):
-        try:
-            if isinstance(row, ValueError):
-                raise row
-            if not tasks or row["task"] in tasks:
-                (talks if row["task"] == "conversation" else single).add(row)
-        except ValueError as error:
-            bad.append(str(error))
-    return single, talks, bad
-
-
-def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Sequence[str] = (),
-              form: str = "", skipped: list[str] | None = None) -> Sequence[Sample]:
-    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
-
-    Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
-    conversations out, stage 2 takes them alone where there are any. A row that is wrong is a
-    DataError, or where `skipped` is a list is left out and told there.
-    """
-    single, talks, bad = collect(Path(place), split, form, tasks)
-    if bad and skipped is None:
-        raise DataError(f"{bad[0]}{f' (and {len(bad) - 1} rows more)' if len(bad) > 1 else ''}")
-    if skipped is not None:
-        skipped += bad
-    if not stage:
-        single.join(talks)
-    samples = (talks or single) if stage == 2 else (single or talks)
-    looked = look_at_all(path for names in samples.images for path in names)
-    faults = {path: told for path, (_, _, told) in looked.items() if told}
-    if faults and skipped is None:
-        raise DataError(f"{next(iter(faults.values()))} ({place} names it"
-                        f"{f', and {len(faults) - 1} more like it' if len(faults) > 1 else ''})")
-    if faults:
-        skipped += faults.values()
-        samples = Samples(vars(sample) for sample in samples if not faults.keys() & sample.images)
-    if not samples:
-        raise DataError(f"{place}: no samples in split {split!r}")
-    return samples if split == "train" else gather_references(list(samples))
-
-
-def inside(root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The paths of pictures named in a data file; None if one leaves the data's folder."""
-    leave = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
-    return None if leave else tuple(str(root / name) for name in names)
-
-
-def gather_references(samples: list[Sample]) -> list[Sample]:
-    """All captions of a picture become one sample, asked once and scored against each."""
-    captions: dict[tuple, list[Sample]] = {}
-    for sample in samples:
-        if sample.task in ("caption", "video"):
-            captions.setdefault(sample.images, []).append(sample)
-    gathered = [replace(group[0], references=tuple(sample.turns[0][1] for sample in group))
-                for group in captions.values()]
-    return gathered + [sample for sample in samples if sample.task not in ("caption", "video")]
-
-
 # ---- rows for the model --------------------------------------------------------------------------
 
-def draw_move(samples: Sequence[Sample], rng: random.Random) -> Move:
+def draw_augmentation(samples: Sequence[Sample], rng: random.Random) -> Augmentation:
     """A random move that contradicts no word of these samples: no mirror where a side is named,
     no crop where something is counted, pointed at or asked about."""
     text = " ".join(text for sample in samples for turn in sample.turns for text in turn)
-    words, transpose, crop = set(re.findall(r"\w+", text.lower())), (), STILL.crop
-    if not words & SIDES and "|<" not in text:         # a box's angle would have to turn too
-        transpose = rng.choice(((), (MIRROR,))) + rng.choice(((), *((turn,) for turn in TURNS)))
+    words, transpose, crop = set(re.findall(r"\w+", text.lower())), (), NO_AUGMENTATION.crop
+    if not words & SIDE_WORDS and "|<" not in text:         # a box's angle would have to turn too
+        transpose = rng.choice(((), (MIRROR,))) + rng.choice(((), *((turn,) for turn in QUARTER_TURNS)))
     whole = any(s.task not in ("caption", "scene") and s.kind != "theme" for s in samples)
-    if not whole and not words & NUMBERS:
+    if not whole and not words & NUMBER_WORDS:
         width, height = rng.uniform(0.65, 1), rng.uniform(0.65, 1)
         x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
         crop = (x, y, x + width, y + height)
-    return Move(crop, transpose, (rng.uniform(0.8, 1.25), rng.uniform(-0.3, 0.3)))
+    return Augmentation(crop, transpose, (rng.uniform(0.8, 1.25), rng.uniform(-0.3, 0.3)))
 
 
-def turns_of(sample: Sample, size: tuple[int, int], move: Move = STILL,
+def apply_templates(sample: Sample, size: tuple[int, int], move: Augmentation = NO_AUGMENTATION,
              rng: random.Random | None = None, style: str = "skyeye") -> list[tuple[str, str]]:
     """The turns as text: cleaned, boxes written, in a template (the first one without rng)."""
     boxes = list(sample.boxes)
     if move.transpose and sample.task == "detection":       # detections go from left to right
         boxes.sort(key=lambda box: move.box(box, *size)[0])
-    pool, pad, turns = TASKS[sample.task], PROMPTS[style].pad, []
+    pool, pad, turns = TEMPLATES[sample.task], PROMPTS[style].pad, []
     for question, answer in sample.turns:
-        if sample.task in CLEANED:
+        if sample.task in CLEANED_TASKS:
             question, answer = clean_text(question), clean_text(answer)
         asked = question.count("<bbox>")
-        question = place_boxes(question, boxes[:asked], *size, move, pad)
+        question = write_boxes(question, boxes[:asked], *size, move, pad)
         template = rng.choice(pool) if rng else pool[0]
         answer_boxes, boxes = boxes[asked:], boxes[asked + answer.count("<bbox>"):]
         turns.append((template.replace("{}", question),
-                      place_boxes(answer, answer_boxes, *size, move, pad)))
+                      write_boxes(answer, answer_boxes, *size, move, pad)))
     return turns
 
 
-class Rows(torch.utils.data.Dataset):
+class PackedDataset(torch.utils.data.Dataset):
     """The training rows: `rows[epoch, number]`, the same whoever asks and however often.
 
     Up to `questions` samples of one picture share a row. An epoch has every sample once, in an
@@ -432,7 +404,7 @@ class Rows(torch.utils.data.Dataset):
                  augment: bool = False, seed: int = 42, max_tokens: int = 1024,
                  ratios: Sequence[tuple[int, float]] = (), block: int = 1,
                  bands: Sequence[int] = (), frames: int = 8):
-        self.samples = samples if isinstance(samples, Samples) else Samples(map(vars, samples))
+        self.samples = samples if isinstance(samples, SampleTable) else SampleTable(map(vars, samples))
         self.tokenizer, self.style = tokenizer, style
         self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
         self.questions, self.augment, self.seed = questions, augment, seed
@@ -490,18 +462,18 @@ class Rows(torch.utils.data.Dataset):
         epoch, number = key
         samples = [self.samples[i] for i in self.members(epoch, number)]
         rng = random.Random(f"{self.seed} {epoch} {number}")
-        move = draw_move(samples, rng) if self.augment else STILL
+        move = draw_augmentation(samples, rng) if self.augment else NO_AUGMENTATION
         # A JPEG may be decoded at an eighth to a half of its size, if twice what is needed is left.
-        pictures = load_pictures(samples[0].images, self.bands, self.frames, 2 * self.image_size)
+        pictures = load_images(samples[0].images, self.bands, self.frames, 2 * self.image_size)
         size = pictures[0].size if pictures else (1, 1)
         turns = [self.turns(sample, size, move, rng) for sample in samples]
         images = [preprocess(p.image, self.image_size, move, self.style) for p in pictures]
         return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
 
-    def turns(self, sample: Sample, size: tuple[int, int], move: Move, rng: random.Random
+    def turns(self, sample: Sample, size: tuple[int, int], move: Augmentation, rng: random.Random
               ) -> tuple[str, list[tuple[str, str]]]:
         try:
-            return sample.source, turns_of(sample, size, move, rng, self.style)
+            return sample.source, apply_templates(sample, size, move, rng, self.style)
         except ValueError as error:                                 # a box that is in no picture
             raise DataError(f"{sample.source}: {error}") from None
 
@@ -510,7 +482,7 @@ class Rows(torch.utils.data.Dataset):
         """(source, turns) of each sample -> the row, one copy of what they share in front."""
         ids, labels, segments, positions = [], [], [], []
         for segment, (source, turns) in enumerate(samples, start=1):
-            own_ids, own_labels, shared = render(self.tokenizer, turns, self.visual_tokens,
+            own_ids, own_labels, shared = encode_conversation(self.tokenizer, turns, self.visual_tokens,
                                                  pictures, self.style)
             if len(own_ids) > self.max_tokens:
                 raise DataError(f"{source}: {len(own_ids)} tokens, over --max_tokens "
@@ -537,24 +509,6 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return batch
 
 
-# ---- python data.py --check, --show --------------------------------------------------------------
-
-def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str, sample: Sample) -> int:
-    """How many tokens a sample takes, its boxes at their longest."""
-    long = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
-    pictures = sum(8 if is_clip(path) else 1 for path in sample.images)
-    turns = turns_of(long, (1, 1), style=style)
-    return len(render(tokenizer, turns, visual_tokens, pictures, style)[0])
-
-
-def show(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:
-    """-> the first picture with its boxes, and the turns as the model reads them."""
-    pictures = load_pictures(sample.images, frames=1)
-    image = pictures[0].image if pictures else Image.new("RGB", (320, 40))
-    turns = turns_of(sample, pictures[0].size if pictures else image.size, rng=rng)
-    text = "\n".join(f"{question}\n> {answer}" for question, answer in turns)
-    return draw_boxes(image, parse_boxes(text, *image.size)), text
-
-
 if __name__ == "__main__":
-    sys.exit(command.main(collect, Tokenizer, count_tokens, show, DataError))
+    from support.tools.check_data import main
+    sys.exit(main())

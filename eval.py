@@ -28,42 +28,46 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import (
+    CLEANED_TASKS,
     PROMPTS,
-    DataError,
-    Sample,
     Tokenizer,
-    gather_references,
-    load_pictures,
+    apply_templates,
+    clean_text,
+    encode_conversation,
+    load_images,
     preprocess,
-    read_data,
-    render,
-    turns_of,
 )
 from examples.miniworld import WORLD, ensure_world
-from formats.released.faster import faster
-from formats.scoring import flags, foreign, predictions
-from formats.scoring.badness import badness
-from formats.scoring.batching import ahead, batches_of, groups_of
-from formats.scoring.captions import caption_scores as caption_scores
-from formats.scoring.choices import choices
-from formats.scoring.classes import details, markdown
-from formats.scoring.counts import compare, count
-from formats.scoring.figures import Options, figures
-from formats.scoring.hashes import digest, texts_of
-from formats.scoring.jobs import Benchmark, Job, plan
-from formats.scoring.predictions import RunError
-from formats.scoring.provenance import line, provenance
-from formats.scoring.report import Part, report
-from formats.scoring.runs import begin
-from formats.scoring.sheet import draw_sheet
-from formats.talking.guide import BOXED, Grammar, Guide
-from formats.templates import CLEANED, clean_text
-from formats.training.telling import commit, is_out_of_memory
-from projector import DTYPES, ModelError, SkyEyeConfig, SkyEyeGPT
+from projector import DTYPES, SkyEyeConfig, SkyEyeGPT
+from support.checkpoints.files import ModelError
+from support.common import UserError, commit, is_out_of_memory
+from support.evaluation.benchmarks import BENCHMARKS, Job, compare_counts, count_rows, plan_jobs
+from support.evaluation.report import ReportPart, details_markdown, draw_sheet, format_report
+from support.evaluation.runs import (
+    begin_run,
+    gather_predictions,
+    group_by_picture,
+    hash_texts,
+    load_ahead,
+    load_predictions,
+    make_batches,
+    provenance,
+    provenance_line,
+    read_jsonl,
+    sample_texts,
+)
+from support.images.common import parse_bands
+from support.inference.cpu_kernels import pack_for_cpu
+from support.inference.generation import BOX_TASKS, BoxConstraint, BoxGrammar
+from support.metrics.answers import answer_candidates
+from support.metrics.figures import error_score, task_details, task_figures
+from support.metrics.statistics import Options
+from support.readers import gather_references, read_data
+from support.readers.common import DataError, Sample
 
 # ---- what is asked, and how ----------------------------------------------------------------------
 
-QUESTIONS = {       # task: the prompt, {} for the question, and the tokens its answer may have
+EVAL_PROMPTS = {       # task: the prompt, {} for the question, and the tokens its answer may have
     "caption":   ("[caption] briefly describe the image", 60),
     "video":     ("[caption] briefly describe the video frame image", 60),
     "vqa":       ("[vqa] {}", 20),
@@ -74,35 +78,15 @@ QUESTIONS = {       # task: the prompt, {} for the question, and the tokens its 
     "grounding": ("[grounding] describe this image in detail", 300),
 }
 
-BENCHMARKS = {      # name: task, the papers' splits, its folder in ROOT, the types they average
-    "ucm":       Benchmark("caption", ("test",), "UCM_captions"),
-    "sydney":    Benchmark("caption", ("test",), "Sydney_captions"),
-    "rsicd":     Benchmark("caption", ("test",), "RSICD"),
-    "nwpu":      Benchmark("caption", ("test",), "NWPU-Captions"),
-    "rsitmd":    Benchmark("caption", ("test",), "RSITMD"),
-    "capera":    Benchmark("video", ("test",), "CapERA"),
-    "rsvqa-lr":  Benchmark("vqa", ("test",), "RSVQA_LR", ("presence", "comp", "rural_urban")),
-    "rsvqa-hr":  Benchmark("vqa", ("test", "test2"), "RSVQA_HR", ("presence", "comp")),
-    "rsivqa":    Benchmark("vqa", ("test",), "RSIVQA"),
-    "floodnet":  Benchmark("vqa", ("test",), "FloodNet"),
-    "rsvg":      Benchmark("refer", ("val", "test"), "RSVG"),
-    "dior-rsvg": Benchmark("refer", ("test",), "DIOR_RSVG"),
-    "rspg":      Benchmark("detection", ("test",), "SkyEye-968k"),
-    "aid":       Benchmark("scene", ("test",), "AID"),
-    "resisc45":  Benchmark("scene", ("test",), "NWPU-RESISC45"),
-    "rsscn7":    Benchmark("scene", ("test",), "RSSCN7"),
-    "ucm-scene": Benchmark("scene", ("test",), "UCMerced_LandUse"),
-}
-
 
 def read_samples(job: Job, form: str) -> list[Sample]:
     """Of a benchmark its task alone; turns of a LLaVA file are questions of that task. DataError.
     """
     samples = [sample for place in job.places for sample in read_data(place, job.split, form=form)]
-    tasks = [BENCHMARKS[job.benchmark].task] if job.benchmark else list(QUESTIONS)
+    tasks = [BENCHMARKS[job.benchmark].task] if job.benchmark else list(EVAL_PROMPTS)
     talks = job.benchmark and Path(job.places[0]).is_file()
     if talks:
-        samples = [part for sample in samples for part in single_turns(sample, tasks[0])]
+        samples = [part for sample in samples for part in split_turns(sample, tasks[0])]
     samples = [sample for sample in samples if sample.task in tasks]
     if not samples:
         raise DataError(f"{job.places[0]}: split {job.split!r} has no {' or '.join(tasks)}")
@@ -111,7 +95,7 @@ def read_samples(job: Job, form: str) -> list[Sample]:
     return gather_references(samples) if talks or job.split == "train" else samples
 
 
-def single_turns(talk: Sample, task: str) -> Iterator[Sample]:
+def split_turns(talk: Sample, task: str) -> Iterator[Sample]:
     """Each turn as a question of its own, with the boxes that stand in it."""
     boxes = iter(talk.boxes)
     for turn in talk.turns:
@@ -138,10 +122,10 @@ class Group:
 def question_of(sample: Sample, prompt: str, size: tuple[int, int], style: str) -> str:
     """The text that is asked: cleaned as in training, in its prompt, boxes written. DataError."""
     question, answer = sample.turns[0]
-    text = prompt.replace("{}", clean_text(question) if sample.task in CLEANED else question)
+    text = prompt.replace("{}", clean_text(question) if sample.task in CLEANED_TASKS else question)
     try:
         asked = replace(sample, task="conversation", turns=((text, answer),))
-        return turns_of(asked, size, style=style)[0][0]
+        return apply_templates(asked, size, style=style)[0][0]
     except ValueError as error:                 # a box that is in no picture
         raise DataError(f"{sample.source}: {error}") from None
 
@@ -151,12 +135,12 @@ def make_loader(samples: Sequence[Sample], tokenizer: Tokenizer, config: SkyEyeC
     """-> a function that reads a batch's pictures, each once, and writes its prompts. DataError."""
     @lru_cache(maxsize=1)                       # a picture of many questions is in several groups
     def pictures(paths: tuple[str, ...]) -> tuple[tuple[int, int], Tensor]:
-        found = load_pictures(paths, args.bands, args.frames)
+        found = load_images(paths, args.bands, args.frames)
         return found[0].size, torch.stack([preprocess(picture.image, config.vit.image_size,
                                                       style=config.prompt) for picture in found])
 
     def prompt_of(sample: Sample, question: str, count: int) -> Tensor:
-        ids = render(tokenizer, [(question, None)], config.visual_tokens, count, config.prompt)[0]
+        ids = encode_conversation(tokenizer, [(question, None)], config.visual_tokens, count, config.prompt)[0]
         if len(ids) >= config.llama.max_positions:
             raise DataError(f"{sample.source}: {len(ids)} tokens, and the model's context has "
                             f"{config.llama.max_positions}")
@@ -167,7 +151,7 @@ def make_loader(samples: Sequence[Sample], tokenizer: Tokenizer, config: SkyEyeC
         for numbers in batch:
             own = [samples[i] for i in numbers]
             size, images = pictures(own[0].images)
-            prompt = args.prompt or QUESTIONS[own[0].task][0]
+            prompt = args.prompt or EVAL_PROMPTS[own[0].task][0]
             questions = [question_of(sample, prompt, size, config.prompt) for sample in own]
             prompts = [prompt_of(sample, question, len(images))
                        for sample, question in zip(own, questions, strict=True)]
@@ -178,8 +162,8 @@ def make_loader(samples: Sequence[Sample], tokenizer: Tokenizer, config: SkyEyeC
 
 # ---- answers -------------------------------------------------------------------------------------
 
-def write_answers(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group], tokens: int,
-                  device: str, grammar: Grammar | None = None) -> list[str]:
+def answer_groups(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group], tokens: int,
+                  device: str, grammar: BoxGrammar | None = None) -> list[str]:
     """Each question's answer, greedily; with a grammar, boxes that region tasks ask for are whole.
     """
     answers = []
@@ -187,14 +171,14 @@ def write_answers(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group], t
         own = list(alike)                       # their prompts begin with as many ids
         prompts = [[prompt.to(device) for prompt in group.prompts] for group in own]
         images = torch.cat([group.images for group in own]).to(device)
-        guides = [Guide(grammar, free=not question.startswith(BOXED)) for group in own
+        guides = [BoxConstraint(grammar, free=not question.startswith(BOX_TASKS)) for group in own
                   for question in group.questions] if grammar else None
         answers += model.answer(prompts, images, shared, tokens, tokenizer.eos, guides=guides)
     return [tokenizer.decode(ids) for ids in answers]
 
 
 @torch.inference_mode()
-def text_scores(model: SkyEyeGPT, tokenizer: Tokenizer, group: Group, texts: Sequence[str],
+def answer_log_likelihoods(model: SkyEyeGPT, tokenizer: Tokenizer, group: Group, texts: Sequence[str],
                 device: str) -> Tensor:
     """The log-probability of each question's being answered with each text, float[Q, texts].
 
@@ -239,59 +223,59 @@ def rows_of(samples: Sequence[Sample], groups: list[Group], answers: Iterable[st
 
 # ---- a run, which can be stopped and goes on -----------------------------------------------------
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def settings(args: argparse.Namespace) -> dict:
+def run_record(args: argparse.Namespace) -> dict:
     """What the answers depend on beside the data, and what else is worth knowing of them."""
     return {"model": args.model} | provenance(
         Path(args.model), (), commit=commit(), limit=args.limit or None, prompt=args.prompt,
-        tasks="" if len(args.tasks) == len(QUESTIONS) else " ".join(args.tasks),
+        tasks="" if len(args.tasks) == len(EVAL_PROMPTS) else " ".join(args.tasks),
         bands=",".join(map(str, args.bands)), frames=args.frames,
         decoding=("ranked" if args.rank else "greedy") + ", boxes well-formed" * args.well_formed,
         dtype=args.dtype, bits=args.bits, device=args.device)
 
 
-def ask(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tokenizer: Tokenizer,
+def answer_job(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tokenizer: Tokenizer,
         args: argparse.Namespace, rank: int, world: int) -> None:
     """Answer what predictions.jsonl lacks, this process each `world`-th group; rank 0 gathers."""
     numbers = [i for task in args.tasks
                for i in [i for i, s in enumerate(samples) if s.task == task][:args.limit or None]]
     record = {"benchmark": job.benchmark, "split": job.split} | record | {
-        "data": digest(texts_of(samples))}
-    done = begin(job.folder, record, args.fresh, rank, wait)
-    texts = choices(samples) if args.rank else {}
+        "data": hash_texts(sample_texts(samples))}
+    done = begin_run(job.folder, record, args.fresh, rank, barrier)
+    texts = answer_candidates(samples) if args.rank else {}
 
     def kind(i: int) -> tuple[str, tuple[str, ...] | None]:
         return samples[i].task, texts.get((samples[i].task, samples[i].kind))
 
-    todo = groups_of(samples, [i for i in numbers if i not in done], args.batch_size, kind)
+    todo = group_by_picture(samples, [i for i in numbers if i not in done], args.batch_size, kind)
     mine = todo[rank::world]
-    batches = ahead(make_loader(samples, tokenizer, model.config, args),
-                    batches_of(mine, args.batch_size, kind))
+    batches = load_ahead(make_loader(samples, tokenizer, model.config, args),
+                    make_batches(mine, args.batch_size, kind))
     pieces = tokenizer.model.id_to_piece(list(range(len(tokenizer))))
-    grammar = Grammar(pieces) if args.well_formed else None
+    grammar = BoxGrammar(pieces) if args.well_formed else None
     name = "predictions.jsonl" if world == 1 else f"predictions.rank{rank}.jsonl"
     with open(job.folder / name, "a", encoding="utf-8") as file, tqdm(
             total=sum(map(len, mine)), unit="row", desc=job.name, disable=rank > 0 or None) as bar:
         for groups in batches:
             task, names = kind(groups[0].numbers[0])
             if names:
-                scores = (text_scores(model, tokenizer, group, names, args.device)
+                scores = (answer_log_likelihoods(model, tokenizer, group, names, args.device)
                           for group in groups)
                 answers = [names[i] for own in scores for i in own.argmax(1).tolist()]
             else:
-                answers = write_answers(model, tokenizer, groups, QUESTIONS[task][1], args.device,
+                answers = answer_groups(model, tokenizer, groups, EVAL_PROMPTS[task][1], args.device,
                                         grammar)
             for row in rows_of(samples, groups, answers, model.config.prompt):
                 print(json.dumps(row), file=file, flush=True)
                 bar.update()
-    wait()
-    if rank == 0 and len(predictions.gather(job.folder)) != len(numbers):
-        raise RunError(f"{job.folder}: holds other rows than were asked for; --fresh starts anew")
+    barrier()
+    if rank == 0 and len(gather_predictions(job.folder)) != len(numbers):
+        raise UserError(f"{job.folder}: holds other rows than were asked for; --fresh starts anew")
 
 
 # ---- scores --------------------------------------------------------------------------------------
@@ -299,33 +283,33 @@ def ask(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
 def score(file: Path, args: argparse.Namespace, sheet: Path | None) -> tuple[list[dict], dict]:
     """-> the results of each task, and what is known of how the answers came about."""
     side = file.with_suffix(".settings.json")
-    record = predictions.read(side)[0] if side.is_file() else {"model": file.stem}
+    record = read_jsonl(side)[0] if side.is_file() else {"model": file.stem}
     benchmark = args.benchmark.replace("all", "") or record.get("benchmark", "")
     split, known = record.get("split", args.split) or "test", BENCHMARKS.get(benchmark)
-    rows = foreign.load(file, QUESTIONS, known.task if known else "")
+    rows = load_predictions(file, EVAL_PROMPTS, known.task if known else "")
     rows = [row | {"corner": True} for row in rows] if args.corner else rows
     options = Options(convention=args.convention, count_ranges=args.count_ranges,
                       types=known.types if known else ())
     results = []
-    for task in QUESTIONS:
+    for task in EVAL_PROMPTS:
         own = [row for row in rows if row["task"] == task]
         remark = (f"only the first {record['limit']:,} rows" if record.get("limit")
-                  else compare(benchmark, split, count(own)))
+                  else compare_counts(benchmark, split, count_rows(own)))
         if own:
             results.append({"benchmark": benchmark, "split": split, "task": task, "rows": len(own),
-                            "figures": figures(task, own, options),
-                            "details": details(task, own, options),
+                            "figures": task_figures(task, own, options),
+                            "details": task_details(task, own, options),
                             "remarks": [remark] if remark else []})
     if sheet:
-        draw_sheet(rows, [badness(row, options) for row in rows], lambda row: load_pictures(
+        draw_sheet(rows, [error_score(row, options) for row in rows], lambda row: load_images(
             row["image"][:1], args.bands, frames=1, near=512)[0].image).save(sheet)
     return results, record
 
 
 def write_report(folder: Path, results: Sequence[dict], record: dict) -> str:
     """metrics.json and table.md -> the table."""
-    parts = [Part(**result | {"details": markdown(result["details"])}) for result in results]
-    text = report(Path(record["model"]).resolve().name, parts, line(record))
+    parts = [ReportPart(**result | {"details": details_markdown(result["details"])}) for result in results]
+    text = format_report(Path(record["model"]).resolve().name, parts, provenance_line(record))
     told = [result | {"figures": {name: asdict(figure) for name, figure in
                                   result["figures"].items()}} for result in results]
     folder.mkdir(parents=True, exist_ok=True)
@@ -335,9 +319,54 @@ def write_report(folder: Path, results: Sequence[dict], record: dict) -> str:
     return text
 
 
+def make_args(argv: list[str] | None, description: str, benchmarks: tuple[str, ...],
+          tasks: tuple[str, ...], world: str, device: str) -> argparse.Namespace:
+    """world: the data without a flag; device: the machine's."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def flag(name: str, text: str, **more) -> None:
+        more = {"action": "store_true"} if not more else more
+        shown = " (default %(default)s)" if more.get("default") else ""
+        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
+                            help=text + shown, **more)
+
+    flag("model", "folder", default="weights/nano")
+    flag("benchmark", f"{', '.join(benchmarks)}; or all, each in its folder of --data",
+         choices=(*benchmarks, "all"), default="", metavar="NAME")
+    flag("data", "folders, or LLaVA files", nargs="+", default=[world])
+    flag("split", "empty: test, or those of a benchmark that the papers report", default="")
+    flag("format", "layout of the data; empty: seen", default="")
+    flag("tasks", "to be asked", nargs="+", choices=tasks, default=list(tasks))
+    flag("limit", "rows of each task; 0: all", type=int, default=0)
+    flag("prompt", "instead of the task's own, with {} for the question", default="")
+    flag("rank", "of classes, of yes and no: take the most probable, instead of the model's words")
+    flag("well_formed", "of a box let the model write only what goes on with one")
+    flag("bands", "shown of more: 4,3,2", type=parse_bands, default=())
+    flag("frames", "of a clip; 1: the paper's single frame", type=int, default=8)
+    flag("batch_size", "questions at a time; of a picture with more it is computed again", type=int,
+         default=64)
+    flag("output_dir", "for results; empty: out/eval, and in it a folder a benchmark", type=Path,
+         default=None)
+    flag("fresh", "throw away what the folder for results holds of an earlier run")
+    flag("score", "a predictions.jsonl to be scored again, or another system's; asks nothing",
+         type=Path, default=None, metavar="FILE")
+    flag("convention", "of IoU; upstream: a pixel more a side, and over 0.5 instead of at least",
+         choices=("standard", "upstream", "both"), default="both")
+    flag("count_ranges", "compare counts and areas in RSVQA's ranges")
+    flag("corner", "read a box number as upstream does, as the lower edge of its bin and not as "
+         "the middle")
+    flag("sheet", "picture of the worst rows, and of some drawn by lot", type=Path, default=None)
+    flag("device", "", default=device)
+    flag("bits", "of the language model's weights; 16: --dtype", type=int, choices=(16, 8, 4),
+         default=16)
+    flag("dtype", "of the weights", choices=("fp32", "bf16", "fp16"), default="fp32")
+    return parser.parse_args(argv)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return flags.parse(argv, __doc__, tuple(BENCHMARKS), tuple(QUESTIONS), WORLD, device)
+    return make_args(argv, __doc__, tuple(BENCHMARKS), tuple(EVAL_PROMPTS), WORLD, device)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -353,21 +382,21 @@ def main(argv: list[str] | None = None) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if rank == 0:
         ensure_world(args.data)
-    wait()
-    jobs, absent = plan(args.benchmark, args.split, args.data, args.output_dir, BENCHMARKS)
+    barrier()
+    jobs, absent = plan_jobs(args.benchmark, args.split, args.data, args.output_dir, BENCHMARKS)
     if absent and rank == 0:
         print(f"not in {args.data[0]}: {', '.join(absent)}", file=sys.stderr)
-    model = faster(SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype],
+    model = pack_for_cpu(SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype],
                                              args.bits), rows=args.batch_size)
     tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
-    record, results, failed = settings(args), [], []
+    record, results, failed = run_record(args), [], []
     for job in jobs:
         try:
             samples = read_samples(job, args.format)
         except DataError as error:              # of several benchmarks the others are asked
             failed.append(f"{job.name}: {error}" if len(jobs) > 1 else str(error))
             continue
-        ask(job, samples, record, model, tokenizer, args, rank, world)
+        answer_job(job, samples, record, model, tokenizer, args, rank, world)
         if rank == 0:
             sheet = args.sheet
             if sheet and len(jobs) > 1:
@@ -377,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
             results += own[0]
     if rank == 0 and len(jobs) > 1 and results:     # all of them in one file too
         write_report(jobs[0].folder.parent, results, record | {"data": ""})
-    wait()
+    barrier()
     if world > 1:
         dist.destroy_process_group()
     if failed:
@@ -390,7 +419,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("eval.py: stopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
-    except (DataError, ModelError, RunError, MemoryError, RuntimeError) as error:
+    except (DataError, ModelError, UserError, MemoryError, RuntimeError) as error:
         full = is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not full:
             raise

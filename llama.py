@@ -12,19 +12,14 @@ arXiv 2002.05202 section 2.
 Shapes: B rows, T tokens, S cache slots, D width, H heads, d = D / H, V vocabulary.
 """
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from formats.released.config import measure, read_config
-from formats.released.gather import read_base
-from formats.released.guiding import allowed, told
-from formats.released.late import AHEAD, until_all
-from formats.released.tensors import fill
+from support.inference.generation import LOOKAHEAD, mask_logits, observe_tokens, stop_when_finished
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class KVCache:
         self.rows = torch.arange(len(rows), device=rows.device)[:, None]
 
 
-def segment_mask(segments: Tensor) -> Tensor:
+def packed_mask(segments: Tensor) -> Tensor:
     """segments: long[B, T] -> who may look at whom, bool[B, 1, T, T]: back, into 0 and one's own.
 
         segments  0 0 0 1 1 2 2     two questions behind one shared prefix; neither sees the other,
@@ -171,7 +166,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, chunk: int =
     return torch.cat(parts, dim=2)
 
 
-def pick(x: Tensor, at: Tensor | None) -> Tensor:
+def gather_positions(x: Tensor, at: Tensor | None) -> Tensor:
     """x: [B, T, D], at: long[B, W] -> x at these places of each row, [B, W, D]; all without at."""
     return x if at is None else x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
@@ -197,7 +192,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """For inference on a CPU formats.released.joint makes one product of the three."""
-        return self.q_proj(pick(x, at)), self.k_proj(x), self.v_proj(x)
+        return self.q_proj(gather_positions(x, at)), self.k_proj(x), self.v_proj(x)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)              # [B, H, T, d]
@@ -218,7 +213,7 @@ class MLP(nn.Module):
         return self.gate_proj(x), self.up_proj(x)
 
 
-class Layer(nn.Module):
+class Block(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
         self.input_layernorm = RMSNorm(config.width, config.norm_eps)
@@ -227,18 +222,18 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, h: Tensor, *context: Tensor) -> Tensor:
-        h = pick(h, context[-1]) + self.self_attn(self.input_layernorm(h), *context)
+        h = gather_positions(h, context[-1]) + self.self_attn(self.input_layernorm(h), *context)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
-class Decoder(nn.Module):
+class Transformer(nn.Module):
     """Everything but the head; it stands under `model.` in the checkpoints."""
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.depth))
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.recompute = False      # in training: keep a layer's input alone, compute it twice
 
@@ -260,7 +255,7 @@ class Decoder(nn.Module):
         context = last = (positions, mask, cache, rope, rope, None)
         if at is not None:
             slots = torch.arange(h.shape[1], device=h.device)
-            mask = slots <= at[..., None] if mask is None else pick(mask[:, 0], at)    # [B, W, S]
+            mask = slots <= at[..., None] if mask is None else gather_positions(mask[:, 0], at)    # [B, W, S]
             rope_q = rope_angles(positions.gather(1, at), self.config)
             last = (positions, mask[:, None], cache, rope, rope_q, at)
         for layer in self.layers:
@@ -276,29 +271,13 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.model = Decoder(config)
+        self.model = Transformer(config)
         self.lm_head = Linear(config.width, config.vocab_size)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, mask: Tensor | None = None,
                 cache: KVCache | None = None) -> Tensor:
         """As Decoder.forward, but -> logits: float[B, T, V]"""
         return self.lm_head(self.model(x, positions, mask, cache))
-
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
-             ) -> "Llama":
-        """LLaMA-2, Vicuna or LLaVA's language model, as Hugging Face or Meta publish it.
-
-        Raises ModelError: one line with the file.
-        """
-        folder = Path(folder)
-        told = LlamaConfig(**read_config(folder))
-        found = {name.removeprefix("llama_model."): stored
-                 for name, stored in read_base(folder, told.heads).items()
-                 if name.startswith("llama_model.")}
-        with torch.device("meta"):
-            model = cls(replace(told, **measure(found)))
-        return fill(model, found, folder, device, dtype)
 
     def cache(self, batch: int, slots: int) -> KVCache:
         """In float32 on a CPU, where attention of one query is 4 to 7 times slower in 16 bits."""
@@ -324,7 +303,7 @@ class Llama(nn.Module):
             raise ValueError(f"{start + x.shape[1]} tokens do not fit the context of {cache.slots}")
         steps = min(max_new_tokens, cache.slots - start - x.shape[1] + 1)
         words = self.words(x, lengths, cache, steps, stop, start, guides or [], **sampling)
-        return until_all(words, stop, 0 if guides or x.device.type == "cpu" else AHEAD)
+        return stop_when_finished(words, stop, 0 if guides or x.device.type == "cpu" else LOOKAHEAD)
 
     @torch.inference_mode()
     def words(self, x: Tensor, lengths: Tensor, cache: KVCache, steps: int, stop: int, start: int,
@@ -337,14 +316,14 @@ class Llama(nn.Module):
         rows = torch.arange(B, device=x.device)                               # [R], that speak
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=x.device)
         done = torch.zeros(B, dtype=torch.bool, device=x.device)
-        often = 1 if x.device.type == "cpu" else 4 * AHEAD                    # steps
+        often = 1 if x.device.type == "cpu" else 4 * LOOKAHEAD                    # steps
         h = self.model(x, start + torch.arange(T, device=x.device).expand(B, T), cache=cache,
                        at=lengths[:, None] - 1)                               # [B, 1, D]
         logits = self.lm_head(h[:, 0])                                        # [B, V]
         for step in range(steps):
             own = [guides[row] for row in rows.tolist()] if guides else []
-            ids = sample(allowed(logits, own), seen, **sampling).masked_fill(done, stop)   # [R]
-            told(own, ids, logits)
+            ids = sample(mask_logits(logits, own), seen, **sampling).masked_fill(done, stop)   # [R]
+            observe_tokens(own, ids, logits)
             yield lengths.new_full((B,), stop).index_copy(0, rows, ids)       # [B]
             done = ids == stop
             if B > 1 and (step + 1) % often == 0 and len(rows) > 2 * (~done).sum() > 0:

@@ -27,8 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats.released.tensors import Stored
-
 
 @dataclass(frozen=True)
 class LoRAConfig:
@@ -138,17 +136,6 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> int:
 def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
     """[m, n], [r, n], [m, r] -> float32[m, n]"""
     return weight.float() + scale * lora_B.float() @ lora_A.float()
-
-
-def merge_stored(tensors: dict[str, Stored], config: LoRAConfig) -> dict[str, Stored]:
-    """merge_lora on the tensors of a file, each merged when it is read, in float32."""
-    merged = {name: stored for name, stored in tensors.items() if ".lora_" not in name}
-    for stem in [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]:
-        weight, a, b = (tensors[stem + end] for end in (".weight", ".lora_A.weight",
-                                                        ".lora_B.weight"))
-        merged[stem + ".weight"] = weight.then(weight.shape, lambda w, a=a, b=b: merged_weight(
-            w, a.read(), b.read(), config.alpha / config.r))
-    return merged
 
 
 def merge_lora(model: nn.Module) -> None:

@@ -18,7 +18,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,14 +26,19 @@ from torch import Tensor, nn
 
 import llama
 import vit
-from formats.released import export, gather, store
-from formats.released.adapter import is_added
-from formats.released.flags import parse_args
-from formats.released.lowered import lowered
-from formats.released.shards import write_json, write_shards
-from formats.released.tensors import ModelError, Stored, check, fill, held, shapes
-from llama import KVCache, Llama, LlamaConfig, segment_mask
-from lora import LoRAConfig, add_lora, merge_lora, merge_stored
+from llama import KVCache, Llama, LlamaConfig, packed_mask
+from lora import LoRAConfig, add_lora, merge_lora
+from support.checkpoints.files import (
+    LazyTensor,
+    ModelError,
+    in_memory,
+    load_strict,
+    write_json,
+    write_shards,
+)
+from support.checkpoints.load import fit_vit, read_folder
+from support.checkpoints.names import is_adapter_name
+from support.inference.quantization import quantize_checkpoint
 from vit import ViT, ViTConfig
 
 
@@ -66,7 +70,7 @@ PRESETS = {"skyeyegpt": SkyEyeConfig(),
            "nano": SkyEyeConfig(vit.PRESETS["nano"], llama.PRESETS["nano"], lora=None)}
 
 
-class Projector(vit.Linear):
+class LinearProjector(vit.Linear):
     """float[B, P, D_vit] -> float[B, P/4, D_llama]"""
 
     def __init__(self, config: SkyEyeConfig):
@@ -81,14 +85,14 @@ class MLPProjector(nn.Module):
 
     def __init__(self, config: SkyEyeConfig):
         super().__init__()
-        self.linear_1 = Projector(config)
+        self.linear_1 = LinearProjector(config)
         self.linear_2 = vit.Linear(config.llama.width, config.llama.width)
 
     def forward(self, x: Tensor) -> Tensor:                                   # [B, P, D]
         return self.linear_2(F.gelu(self.linear_1(x)))                        # [B, N, D]
 
 
-PROJECTORS = {"linear": Projector, "mlp2x_gelu": MLPProjector}
+PROJECTORS = {"linear": LinearProjector, "mlp2x_gelu": MLPProjector}
 
 
 class SkyEyeGPT(nn.Module):
@@ -128,7 +132,7 @@ class SkyEyeGPT(nn.Module):
         order; positions, segments: long[B, T], where rows hold several questions (segment_mask).
         """
         x = self.embed(ids, images)                                           # [B, T, D]
-        mask = None if segments is None else segment_mask(segments)           # [B, 1, T, T]
+        mask = None if segments is None else packed_mask(segments)           # [B, 1, T, T]
         if labels is None:
             return self.llama_model(x, positions, mask)                       # [B, T, V]
         # Last layer and head are computed where there is something to learn, at few positions.
@@ -191,8 +195,8 @@ class SkyEyeGPT(nn.Module):
         """A model folder: config.json and *.safetensors; bits: 8 or 4 freezes the language model's
         linear layers in as many, the eye's in 8. ModelError: one line with the file."""
         config = read_config(Path(folder))
-        tensors = lowered(read_tensors(Path(folder), config), bits, device, dtype)
-        return fill(empty_model(config, folder), tensors, folder, device, dtype)
+        tensors = quantize_checkpoint(read_tensors(Path(folder), config), bits, device, dtype)
+        return load_strict(build_on_meta(config, folder), tensors, folder, device, dtype)
 
     def save_pretrained(self, folder: str | Path, base: str = "",
                         dtype: torch.dtype = torch.float32, state: dict | None = None) -> None:
@@ -201,8 +205,8 @@ class SkyEyeGPT(nn.Module):
         state: its state_dict(), where the model itself holds but pieces of it (--shard).
         """
         state = state or self.state_dict()
-        tensors = {k: v for k, v in state.items() if not base or is_added(k)}
-        write_shards(Path(folder), "adapter" if base else "model", held(tensors), dtype)
+        tensors = {k: v for k, v in state.items() if not base or is_adapter_name(k)}
+        write_shards(Path(folder), "adapter" if base else "model", in_memory(tensors), dtype)
         base = str(Path(base).resolve()) if base else ""
         write_json(Path(folder) / "config.json", asdict(self.config) | {"base": base})
 
@@ -223,7 +227,7 @@ def read_config(folder: Path) -> SkyEyeConfig:
         raise ModelError(f"{path}: not a SkyEyeGPT configuration ({error})") from None
 
 
-def empty_model(config: SkyEyeConfig, folder: str | Path) -> SkyEyeGPT:
+def build_on_meta(config: SkyEyeConfig, folder: str | Path) -> SkyEyeGPT:
     try:
         with torch.device("meta"):
             return SkyEyeGPT(config)
@@ -231,48 +235,13 @@ def empty_model(config: SkyEyeConfig, folder: str | Path) -> SkyEyeGPT:
         raise ModelError(f"{folder}/config.json: no model can be built ({error})") from None
 
 
-def read_tensors(folder: Path, config: SkyEyeConfig) -> dict[str, Stored]:
+def read_tensors(folder: Path, config: SkyEyeConfig) -> dict[str, LazyTensor]:
     """All of a model folder, those of its base too."""
-    return gather.read_folder(folder, lambda own: vit.fit(own, config.vit, "visual_encoder."))
-
-
-# ---- downloads to a model folder, and back -------------------------------------------------------
-
-def build(parts: store.Parts, sizes: dict, lora: dict, prompt: str, base: str,
-          eye: ViTConfig | None = None) -> tuple[SkyEyeGPT, store.Parts]:
-    """What the names tell: CLIP is LLaVA-1.5's eye; EVA with a LoRA MiniGPT-v2 or SkyEyeGPT."""
-    found = {name for tensors in parts.values() for name in tensors}
-    if "visual_encoder.pos_embed" not in found:
-        raise ModelError("no vision encoder in what was named: add it with --vit")
-    clip = "visual_encoder.norm_pre.weight" in found
-    eye = eye or vit.PRESETS["clip_vit_l_336" if clip else "eva_vit_g"]
-    prompt = prompt or ("vicuna_v1" if clip else "minigpt_v2" if lora else "skyeye")
-    config = SkyEyeConfig(eye, LlamaConfig(**sizes), LoRAConfig(**lora) if lora else None,
-                          1 if clip else 4, "mlp2x_gelu" if clip else "linear", prompt, base)
-    parts = {part: vit.fit(own, eye, "visual_encoder.") for part, own in parts.items()}
-    if "adapter" not in parts and not any(name.startswith("llama_proj.") for name in found):
-        fresh = PROJECTORS[config.projector](config).state_dict()
-        parts["adapter"] = held({f"llama_proj.{name}": tensor for name, tensor in fresh.items()})
-    return empty_model(config, base), parts
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.llama:
-        places = {k: v for k, v in vars(args).items() if v and k in ("llama", "vit", "adapter")}
-        base = "" if args.copy else str(args.llama.resolve())
-        store.convert(places, args.out, args.copy, partial(build, prompt=args.prompt, base=base))
-    else:
-        config = read_config(args.model)
-        tensors = read_tensors(args.model, config)
-        check(args.model, shapes(empty_model(config, args.model)), tensors)
-        mergeable = config.lora and not config.lora.experts
-        merged = merge_stored(tensors, config.lora) if mergeable else tensors
-        export.export(args.model, args.out, args.form, config, tensors, merged, DTYPES[args.dtype])
-    print(f"wrote {args.out}", file=sys.stderr)
+    return read_folder(folder, lambda own: fit_vit(own, config.vit, "visual_encoder."))
 
 
 if __name__ == "__main__":
+    from support.tools.convert import main
     try:
         main()
     except (ModelError, OSError) as error:

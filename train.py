@@ -27,27 +27,33 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data import FORMATS, TASKS, DataError, Rows, Samples, Tokenizer, collate, read_data
+from data import TEMPLATES, PackedDataset, Tokenizer, collate
 from examples.miniworld import WORLD, ensure_world
-from formats.pictures.bands import parse_bands
-from formats.training import pieces, sharding
-from formats.training.blank import with_picture
-from formats.training.describing import describe
-from formats.training.disk import SaveError
-from formats.training.feeding import Feed
-from formats.training.flags import FlagError
-from formats.training.flops import flops, matmul_rate
-from formats.training.log import Log
-from formats.training.outside import PLACES, open_all
-from formats.training.plot import plot
-from formats.training.ratios import parse_ratios
-from formats.training.starting import draw_ordered
-from formats.training.state import Parts
-from formats.training.stopping import Stop
-from formats.training.telling import explain_memory, is_out_of_memory
-from formats.training.watching import Diverged, Watch, untrained
 from lora import MOE_LORA, LoRAConfig, add_lora, expert_load
-from projector import DTYPES, PRESETS, ModelError, SkyEyeGPT, read_config
+from projector import DTYPES, PRESETS, SkyEyeGPT, read_config
+from support.checkpoints.files import ModelError
+from support.common import GracefulStop, UserError, explain_out_of_memory, is_out_of_memory
+from support.images.common import parse_bands
+from support.readers import FORMATS, parse_ratios, read_data
+from support.readers.common import DataError, SampleTable
+from support.training.checkpoints import TrainState
+from support.training.distributed import (
+    BatchSchedule,
+    check_shardable,
+    gather_full,
+    shard_model,
+    with_dummy_image,
+)
+from support.training.flops import count_flops, matmul_rate
+from support.training.log import (
+    LOGGERS,
+    NaNGuard,
+    TrainLog,
+    is_untrained_loss,
+    open_loggers,
+    plot_loss,
+    print_summary,
+)
 
 
 def option(default, text: str, choices: tuple = ()):
@@ -61,7 +67,7 @@ class TrainConfig:
     data: tuple[str, ...] = option((WORLD,), "folders or LLaVA json files")
     ratio: tuple[str, ...] = option((), "NAME=NUMBER, or a number for each data set: so large a "
                                     "part of its rows in an epoch, also above 1; empty: all once")
-    tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TASKS) + "; empty: all")
+    tasks: tuple[str, ...] = option((), "tasks to learn, of " + " ".join(TEMPLATES) + "; empty: all")
     format: str = option("", "layout of the data, of " + " ".join(FORMATS) + "; empty: seen")
     bands: tuple[int, ...] = option((), "which are shown as red, green, blue of more: 4,3,2")
     frames: int = option(8, "of a clip; 1: the paper's single frame")
@@ -105,18 +111,18 @@ class TrainConfig:
     save_total_limit: int = option(2, "checkpoints kept; 0: all")
     log_steps: int = option(10, "steps between lines of log.jsonl")
     log_to: tuple[str, ...] = option((), "who is told the numbers of log.jsonl too; wandb goes on "
-                                     "the network unless WANDB_MODE=offline", tuple(PLACES))
+                                     "the network unless WANDB_MODE=offline", tuple(LOGGERS))
     resume: str = option("", "a checkpoint folder, or auto: the newest in output_dir")
     force: bool = option(False, "resume although the settings have changed")
 
 
-RECIPES = {     # what a model this small needs instead, by stage; a flag that is given wins
+SMALL_MODEL_DEFAULTS = {     # what a model this small needs instead, by stage; a flag that is given wins
     1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=1600, batch_size=16, clip=1.0,
             beta2=0.98, questions_per_image=4, train_vit=True),
     2: dict(lr=5e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=16, clip=1.0,
             beta2=0.98),
 }
-SMALL = 1024    # a language model narrower than this is small
+SMALL_WIDTH = 1024    # a language model narrower than this is small
 
 
 def parse_args(argv: list[str] | None = None) -> TrainConfig:
@@ -124,7 +130,7 @@ def parse_args(argv: list[str] | None = None) -> TrainConfig:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in dataclasses.fields(TrainConfig):
         several = isinstance(f.default, tuple)
-        small = " / ".join(f"{r[f.name]:g}" for r in RECIPES.values() if f.name in r)
+        small = " / ".join(f"{r[f.name]:g}" for r in SMALL_MODEL_DEFAULTS.values() if f.name in r)
         text = (f"{f.metadata['help']} (default {' '.join(f.default) if several else f.default}"
                 f"{f'; small models {small}' if small else ''})")
         names = dict.fromkeys(["--" + f.name, "--" + f.name.replace("_", "-")])
@@ -137,19 +143,19 @@ def parse_args(argv: list[str] | None = None) -> TrainConfig:
         else:
             kind = {"type": type(f.default), "choices": f.metadata["choices"]}
         parser.add_argument(*names, default=None, help=text.replace("%", "%%"), **kind)
-    return settle({k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None})
+    return resolve_defaults({k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None})
 
 
-def settle(given: dict) -> TrainConfig:
+def resolve_defaults(given: dict) -> TrainConfig:
     """The flags given, and defaults that fit them."""
     config = TrainConfig(**given)
     config.model = config.model or ("out/stage1" if config.stage == 2 else "")
     config.output_dir = config.output_dir or f"out/stage{config.stage}"
     config.tune = config.tune or ("lora" if config.model else "full")
     shape = read_config(Path(config.model)) if config.model else PRESETS[config.preset]
-    if shape.llama.width >= SMALL:
+    if shape.llama.width >= SMALL_WIDTH:
         return config
-    recipe = {k: v for k, v in RECIPES[config.stage].items() if k not in given}
+    recipe = {k: v for k, v in SMALL_MODEL_DEFAULTS[config.stage].items() if k not in given}
     return dataclasses.replace(config, **recipe)
 
 
@@ -172,7 +178,7 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
     tokenizer = Tokenizer(place, model.config.llama.vocab_size)
     numbers = tokenizer.model.piece_to_id([f"<{i}>" for i in range(101)])
     if not config.model and 0 not in numbers:           # each number of a box is one piece
-        draw_ordered(model.llama_model, numbers)
+        init_number_tokens(model.llama_model, numbers)
     if "lora" in config.tune and not model.config.lora:
         own = LoRAConfig(config.lora_r, config.lora_alpha, config.lora_dropout, config.lora_targets)
         lora = MOE_LORA if config.tune == "moe-lora" else own
@@ -184,6 +190,20 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model, tokenizer
+
+
+@torch.no_grad()
+def init_number_tokens(llama: nn.Module, ids: list[int]) -> None:
+    """For ids that stand for 0, 1, 2, ..: what is near in value starts near.
+
+    Sines and cosines of the value, as of a position (Attention Is All You Need, section 3.5), so
+    their order need not be learned from examples. Widths are even."""
+    embedding, head = llama.model.embed_tokens.weight, llama.lm_head.weight   # 2 x [V, D]
+    D, values = embedding.shape[1], torch.arange(len(ids))[:, None]
+    angles = 2 * torch.pi * values / torch.logspace(0.6, 2.5, D // 2)         # periods 4 .. 316
+    code = torch.cat([angles.sin(), angles.cos()], dim=1) * 2 ** 0.5          # [ids, D], rms 1
+    embedding[ids] = 0.5 * code.to(head)
+    head[ids] = D ** -0.5 * code.to(head)
 
 
 def is_trained(name: str, config: TrainConfig) -> bool:
@@ -224,12 +244,12 @@ def save_model(model: SkyEyeGPT, config: TrainConfig, folder: Path, state: dict)
 # ---- the loop ------------------------------------------------------------------------------------
 
 def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, rank: int,
-                 ratio: Sequence[float]) -> Rows:
+                 ratio: Sequence[float]) -> PackedDataset:
     if rank == 0:
         ensure_world(config.data)
     if dist.is_initialized():
         dist.barrier()
-    samples, skipped = Samples(), [] if config.skip_bad else None
+    samples, skipped = SampleTable(), [] if config.skip_bad else None
     sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped)
             for place in config.data]
     ratios = list(zip(map(len, sets), ratio, strict=True)) if ratio else []
@@ -238,7 +258,7 @@ def prepare_data(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer, ra
     if skipped and rank == 0:
         print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     world = dist.get_world_size() if dist.is_initialized() else 1
-    return Rows(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
+    return PackedDataset(samples, tokenizer, model.config.vit.image_size, model.config.visual_tokens,
                 model.config.prompt, config.questions_per_image, config.augment, config.seed,
                 config.max_tokens, ratios, config.batch_size * config.grad_accum * world,
                 config.bands, config.frames)
@@ -256,7 +276,7 @@ def pick_device(config: TrainConfig) -> tuple[str, torch.dtype]:
 
 def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim.Optimizer,
                scaler: torch.amp.GradScaler, config: TrainConfig, device: str, dtype: torch.dtype,
-               watch: Watch) -> tuple[float, float]:
+               watch: NaNGuard) -> tuple[float, float]:
     """-> the loss over all processes' supervised tokens, and the gradient's norm; a step without
     a finite one is skipped, and counted by `watch`."""
     world = dist.get_world_size() if dist.is_initialized() else 1
@@ -287,7 +307,7 @@ def train_step(model: nn.Module, batches: Sequence[dict], optimizer: torch.optim
     return loss, norm
 
 
-def asked_to_stop(stop: Stop, device: str) -> bool:
+def stop_requested(stop: GracefulStop, device: str) -> bool:
     if not dist.is_initialized():
         return stop.signal > 0
     asked = torch.tensor(float(stop.signal), device=device)
@@ -300,19 +320,19 @@ def train(config: TrainConfig) -> int:
     device, dtype = pick_device(config)
     ratio, out = parse_ratios(config.ratio, config.data), Path(config.output_dir)
     if config.shard:
-        sharding.check(world, device, dtype, config.bits)
-    outside = open_all(config.log_to, out, dataclasses.asdict(config)) if rank == 0 else []
+        check_shardable(world, device, dtype, config.bits)
+    outside = open_loggers(config.log_to, out, dataclasses.asdict(config)) if rank == 0 else []
     if world > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo",
                                 timeout=timedelta(hours=2))     # while rank 0 writes, all wait
     torch.manual_seed(config.seed)
     model, tokenizer = build_model(config, "cpu" if config.shard else device, dtype)
     if config.shard:
-        sharding.shard(model, device, dtype)
+        shard_model(model, device, dtype)
     rows = prepare_data(config, model, tokenizer, rank, ratio)
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    parts = Parts(model, optimizer, scaler, dataclasses.asdict(config))
+    parts = TrainState(model, optimizer, scaler, dataclasses.asdict(config))
     start = parts.load(out, config.resume, config.force) if config.resume else 0
     if config.compile:
         for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
@@ -322,37 +342,37 @@ def train(config: TrainConfig) -> int:
         wrapped = DistributedDataParallel(model, init_sync=config.bits == 16)
     wrapped.train()
     if rank == 0:
-        describe(model, rows, config.stage, config.tune, device, dtype)
-    used = partial(flops, model.config, tune=config.tune, train_vit=config.train_vit)
-    log = Log(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model), used,
+        print_summary(model, rows, config.stage, config.tune, device, dtype)
+    used = partial(count_flops, model.config, tune=config.tune, train_vit=config.train_vit)
+    log = TrainLog(out / "log.jsonl", config.log_steps, rank, partial(expert_load, model), used,
               matmul_rate(device, dtype) if rank == 0 else math.inf, outside)
-    feed = Feed(rows, config.batch_size, config.grad_accum, config.max_steps, rank, world)
-    watch, good, ends = Watch(), None, False
-    with Stop(quiet=rank > 0) as stop, tqdm(total=config.max_steps, initial=start, unit="step",
+    feed = BatchSchedule(rows, config.batch_size, config.grad_accum, config.max_steps, rank, world)
+    watch, good, ends = NaNGuard(), None, False
+    with GracefulStop(quiet=rank > 0) as stop, tqdm(total=config.max_steps, initial=start, unit="step",
                                             disable=rank > 0 or None) as bar:
         for step, batches in enumerate(feed.batches(start, collate, config.num_workers), start + 1):
             torch.manual_seed(config.seed + step * world + rank)    # dropout, also when resumed
             lr = learning_rate(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            given = [with_picture(batch, rows.image_size, rows.visual_tokens) for batch in batches]
+            given = [with_dummy_image(batch, rows.image_size, rows.visual_tokens) for batch in batches]
             loss, norm = train_step(wrapped, given, optimizer, scaler, config, device, dtype, watch)
             bar.update()
-            if step == 1 and config.model and untrained(loss, model.config.llama.vocab_size):
+            if step == 1 and config.model and is_untrained_loss(loss, model.config.llama.vocab_size):
                 bar.write(f"the first loss, {loss:.2f}, is that of guessing: is the model trained?")
             bad = feed.sources(step) if watch.bad else []
             bar.set_postfix_str(log.add(step, loss, lr, norm, batches, world, bad))
-            ends = asked_to_stop(stop, device) and step < config.max_steps
+            ends = stop_requested(stop, device) and step < config.max_steps
             if ends or step % config.save_steps == 0 and step < config.max_steps:
                 good = parts.save(out, step, partial(save_model, model, config),
                                   config.save_total_limit)
             watch.check(step, good)
             if ends:
                 break
-    state = {} if ends else pieces.whole(model.state_dict())
+    state = {} if ends else gather_full(model.state_dict())
     if rank == 0 and not ends:
         save_model(model, config, out, state)
-        plot(out / "log.jsonl", out / "loss.png")
+        plot_loss(out / "log.jsonl", out / "loss.png")
     if rank == 0:
         print(f"saved {good if ends else out}", file=sys.stderr)
     if world > 1:
@@ -364,12 +384,12 @@ def train(config: TrainConfig) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(train(parse_args()))
-    except (DataError, ModelError, SaveError, Diverged, FlagError) as error:
+    except (DataError, ModelError, UserError) as error:
         line = str(error).splitlines()[-1]              # a loader process puts a traceback in front
         print(f"train.py: {line.removeprefix('data.DataError: ')}", file=sys.stderr)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            line = explain_memory(error, "cuda" if torch.cuda.is_available() else "cpu")
+            line = explain_out_of_memory(error, "cuda" if torch.cuda.is_available() else "cpu")
         elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
             line = f"--compile: {str(error).splitlines()[0]}"
         else:

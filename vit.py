@@ -16,14 +16,10 @@ Shapes: B pictures, P patches, D width, H heads, d = D / H.
 """
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from formats.released.gather import read_vit
-from formats.released.tensors import Stored, fill
 
 
 @dataclass(frozen=True)
@@ -148,16 +144,6 @@ class ViT(nn.Module):
             x = F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)   # [B, 1 + P, D]
         return x[:, 1:]                                                       # [B, P, D]
 
-    @classmethod
-    def load(cls, path: str | Path, config: ViTConfig | None = None, device: str = "cpu",
-             dtype: torch.dtype = torch.float32) -> "ViT":
-        """Released weights in any published layout; the names tell EVA from CLIP. ModelError."""
-        tensors = read_vit(Path(path))
-        released = PRESETS["clip_vit_l_336" if "norm_pre.weight" in tensors else "eva_vit_g"]
-        with torch.device("meta"):
-            model = cls(config or released)
-        return fill(model, fit(tensors, model.config), path, device, dtype)
-
     def init_weights(self) -> None:
         """Start values: sine positions, and q, k, v, proj such that a patch looks at its neighbors.
 
@@ -207,14 +193,3 @@ def resize_positions(pos_embed: Tensor, grid: int) -> Tensor:
     patches = patches.view(1, side, side, -1).permute(0, 3, 1, 2)             # [1, D, n, n]
     patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1)        # [1, 1 + P, D]
-
-
-def fit(tensors: dict[str, Stored], config: ViTConfig, prefix: str = "") -> dict[str, Stored]:
-    """Without the block after the last one that is used; EVA's positions for the picture's size."""
-    unused, pos_embed = f"{prefix}blocks.{config.depth}.", f"{prefix}pos_embed"
-    tensors = {name: stored for name, stored in tensors.items() if not name.startswith(unused)}
-    if pos_embed in tensors and not config.clip:
-        stored, P = tensors[pos_embed], config.grid ** 2
-        tensors[pos_embed] = stored.then((1, 1 + P, *stored.shape[2:]),
-                                         lambda x: resize_positions(x, config.grid))
-    return tensors

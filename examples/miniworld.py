@@ -13,9 +13,6 @@ square; `render` draws the sketch; `describe` turns its truth into captions, que
 conversations.  Points are complex numbers x + y*1j, so turning a shape is one multiplication.
 Every picture has its own random generator, seeded from (seed, split, index).
 """
-
-from __future__ import annotations
-
 import argparse
 import cmath
 import json

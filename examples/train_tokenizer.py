@@ -12,8 +12,10 @@ from pathlib import Path
 
 import sentencepiece
 
+from data import PROMPTS, TEMPLATES
+from support.readers import read_data
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import PROMPTS, TASKS, read_data  # noqa: E402
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     style = PROMPTS["skyeye"]
     samples = [sample for place in args.data for sample in read_data(place)]
-    texts = [text.replace("{}", "").strip() for pool in TASKS.values() for text in pool] * 200
+    texts = [text.replace("{}", "").strip() for pool in TEMPLATES.values() for text in pool] * 200
     texts += [text.replace("<bbox>", "{").lower() if "Classify" not in text else text
               for sample in samples for turn in sample.turns for text in turn if text]
     texts += [style.first, *style.picture.split("|"), style.end] * 1000

@@ -11,15 +11,15 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
+from bench_train import table
+from data import Tokenizer, encode_conversation, load_images, preprocess
+from projector import DTYPES, SkyEyeGPT
+from support.inference.cpu_kernels import pack_for_cpu
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import torch  # noqa: E402
-
-from bench_train import table  # noqa: E402
-from data import Tokenizer, load_pictures, preprocess, render  # noqa: E402
-from formats.released.faster import faster  # noqa: E402
-from projector import DTYPES, SkyEyeGPT  # noqa: E402
 
 KINDS = [("fp32", 16), ("bf16", 16), ("fp32", 8), ("fp32", 4), ("bf16", 8), ("bf16", 4)]
 
@@ -35,11 +35,11 @@ def logits(model: SkyEyeGPT, tokenizer: Tokenizer) -> torch.Tensor:
     config, found = model.config, []
     dtype = model.llama_model.lm_head.weight.dtype
     for file in sorted((ROOT / "examples").glob("*.json")):
-        (picture,) = load_pictures([file.with_suffix(".png")])
+        (picture,) = load_images([file.with_suffix(".png")])
         picture = preprocess(picture.image, config.vit.image_size, style=config.prompt)
         seen = model.encode_images(picture[None].to(dtype))
         for turn in turns(json.loads(file.read_text())):
-            ids, labels, _ = render(tokenizer, [turn], config.visual_tokens, 1, config.prompt)
+            ids, labels, _ = encode_conversation(tokenizer, [turn], config.visual_tokens, 1, config.prompt)
             learned = torch.tensor(labels[1:]) != -100
             found.append(model.llama_model(model.embed(torch.tensor([ids]), seen))[0, :-1][learned])
     found = torch.cat(found).float()
@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     rows, exact = [], None
     for dtype, bits in KINDS:
-        model = faster(SkyEyeGPT.from_pretrained(args.model, "cpu", DTYPES[dtype], bits))
+        model = pack_for_cpu(SkyEyeGPT.from_pretrained(args.model, "cpu", DTYPES[dtype], bits))
         own = logits(model, Tokenizer(args.model / "tokenizer.model",
                                       model.config.llama.vocab_size))
         exact = own if exact is None else exact

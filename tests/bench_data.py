@@ -14,14 +14,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from data import PackedDataset, Tokenizer, collate
+from support.readers import read_split
+from support.readers.common import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import torch  # noqa: E402
-
-from data import Rows, Sample, Tokenizer, collate, collect  # noqa: E402
 
 QUESTIONS = ("Is a commercial building present?", "Are there more water areas than roads?",
              "What is the number of small residential buildings next to a road?")
@@ -37,7 +38,7 @@ def write_million(folder, count):
 
 def open_rows(folder):
     start = time.perf_counter()
-    samples, _, bad = collect(folder, "train")
+    samples, _, bad = read_split(folder, "train")
     assert not bad
     return time.perf_counter() - start, samples
 
@@ -58,7 +59,7 @@ def feed(folder, count, workers, size):
     samples = [Sample((str(folder / f"{i}.jpg"),), ((QUESTIONS[0], "yes"),), "vqa", str(i))
                for i in range(count)]
     tokenizer = Tokenizer(ROOT / "weights" / "nano" / "tokenizer.model")
-    rows = Rows(samples, tokenizer, size, (size // 28) ** 2)
+    rows = PackedDataset(samples, tokenizer, size, (size // 28) ** 2)
     keys = [[(0, i) for i in range(j, min(j + 16, count))] for j in range(0, count, 16)]
     start = time.perf_counter()
     for _ in torch.utils.data.DataLoader(rows, batch_sampler=keys, collate_fn=collate,

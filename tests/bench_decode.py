@@ -27,22 +27,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import gguf_files
+import layouts
+from bench_train import clock, table
+from llama import Llama, LlamaConfig
+from projector import DTYPES
+from support.checkpoints.load import load_llama
+from support.inference.cpu_kernels import pack_for_cpu
+from support.inference.cuda_graphs import accelerate_decoding
+from support.inference.quantization import quantize
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import torch  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import gguf_files  # noqa: E402
-import layouts  # noqa: E402
-from bench_train import clock, table  # noqa: E402
-from formats.released.faster import faster  # noqa: E402
-from formats.released.quantize import quantize  # noqa: E402
-from formats.released.replay import replayed  # noqa: E402
-from llama import Llama, LlamaConfig  # noqa: E402
-from projector import DTYPES  # noqa: E402
 
 SIZES = {"15M": LlamaConfig(width=288, depth=6, heads=6, mlp=768),
          "110M": LlamaConfig(width=768, depth=12, heads=12, mlp=2048),
@@ -77,13 +78,13 @@ def prompt(folder: Path, config: LlamaConfig, args: argparse.Namespace) -> tuple
 
 
 def load_ours(folder: Path, bits: int, args: argparse.Namespace, compiled: bool = False) -> Llama:
-    model = Llama.load(folder, args.device, DTYPES[args.dtype])
+    model = load_llama(folder, args.device, DTYPES[args.dtype])
     for part in model.modules() if bits < 16 else ():
         if isinstance(part, nn.Linear):
             own = quantize(part.weight, 8 if part is model.lm_head else bits)
             part.weight = nn.Parameter(own, requires_grad=False)
-    model = model if compiled else faster(model, args.batch)
-    replayed(model, compiled)
+    model = model if compiled else pack_for_cpu(model, args.batch)
+    accelerate_decoding(model, compiled)
     return model
 
 

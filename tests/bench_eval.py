@@ -18,16 +18,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+import layouts
+from bench_train import FORMS, SIZES, THINGS, build_ours, clock, table, their_eye
+from data import Tokenizer, encode_conversation
+from projector import DTYPES, SkyEyeGPT
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import layouts  # noqa: E402
-from bench_train import FORMS, SIZES, THINGS, build_ours, clock, table, their_eye  # noqa: E402
-from data import Tokenizer, render  # noqa: E402
-from projector import DTYPES, SkyEyeGPT  # noqa: E402
 
 THEIRS = "transformers"
 
@@ -37,7 +37,7 @@ def prompts(model: SkyEyeGPT, args: argparse.Namespace) -> tuple[list[list[Tenso
     tokenizer = Tokenizer(ROOT / "weights" / "nano" / "tokenizer.model")
     groups = []
     for _ in range(args.pictures):
-        asked = [render(tokenizer, [("[vqa] " + FORMS[i % 4].format(THINGS[i // 4 % 8]), None)],
+        asked = [encode_conversation(tokenizer, [("[vqa] " + FORMS[i % 4].format(THINGS[i // 4 % 8]), None)],
                         model.config.visual_tokens) for i in range(args.questions)]
         groups.append([torch.tensor(ids, device=args.device) for ids, _, _ in asked])
     return groups, asked[0][2]

@@ -31,19 +31,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+import layouts
+from data import PackedDataset, Tokenizer, collate
+from llama import LlamaConfig
+from lora import LoRAConfig, add_lora
+from projector import DTYPES, SkyEyeConfig, SkyEyeGPT
+from support.readers.common import Sample
+from support.training.flops import count_flops
+from vit import ViTConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-import layouts  # noqa: E402
-from data import Rows, Sample, Tokenizer, collate  # noqa: E402
-from formats.training.flops import flops as count_flops  # noqa: E402
-from llama import LlamaConfig  # noqa: E402
-from lora import LoRAConfig, add_lora  # noqa: E402
-from projector import DTYPES, SkyEyeConfig, SkyEyeGPT  # noqa: E402
-from vit import ViTConfig  # noqa: E402
 
 THEIRS = "transformers + peft"
 MISSING = [name for name in ("transformers", "peft") if not importlib.util.find_spec(name)]
@@ -196,7 +197,7 @@ def question_batches(config: SkyEyeConfig, args: argparse.Namespace, together: i
     tokenizer = Tokenizer(ROOT / "weights" / "nano" / "tokenizer.model")
     turns = [("", [("[vqa] " + FORMS[i % 4].format(THINGS[i // 4 % 8]), ("yes", "no")[i % 2])])
              for i in range(args.questions)]
-    maker = Rows([Sample(("",), (("", "yes"),), "vqa", "")], tokenizer, config.vit.image_size,
+    maker = PackedDataset([Sample(("",), (("", "yes"),), "vqa", "")], tokenizer, config.vit.image_size,
                  config.visual_tokens)
     side, generator, rows = config.vit.image_size, torch.Generator().manual_seed(2), []
     for _ in range(args.pictures):

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+import layouts
+from llama import Llama, LlamaConfig
+from projector import DTYPES, PRESETS, SkyEyeGPT
+from support.inference.cpu_kernels import pack_for_cpu
+from vit import ViT, ViTConfig
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import layouts  # noqa: E402
-from formats.released.faster import faster  # noqa: E402
-from llama import Llama, LlamaConfig  # noqa: E402
-from projector import DTYPES, PRESETS, SkyEyeGPT  # noqa: E402
-from vit import ViT, ViTConfig  # noqa: E402
 
 PROMPT = "[caption] briefly describe the image"
 
@@ -135,7 +135,7 @@ def measure(folder, device, dtype, bits):
     """What one process needs to load the model and to answer, as a JSON line."""
     found = {"bandwidth": bandwidth(device)}
     start = time.perf_counter()
-    model = faster(SkyEyeGPT.from_pretrained(folder, device, DTYPES[dtype], bits))
+    model = pack_for_cpu(SkyEyeGPT.from_pretrained(folder, device, DTYPES[dtype], bits))
     found["load_s"] = time.perf_counter() - start
     low = bits / 16 + (bits == 4) / 32                      # a scale for each 32 numbers
     layers = sum(p.nbytes for name, p in model.named_parameters() if "self_attn." in name

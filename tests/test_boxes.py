@@ -4,10 +4,8 @@ import random
 
 import pytest
 
-from data import encode_box, parse_boxes, preprocess
-from formats.boxes import turned
-from formats.scoring.overlap import iou
-from formats.scoring.truth import grid_ceiling
+from data import encode_box, parse_boxes, preprocess, upright_box
+from support.metrics.boxes import grid_ceiling, iou
 
 
 def boxes(count, seed=0):
@@ -69,7 +67,7 @@ def test_a_turned_box_gives_the_upright_box_around_its_corners(degrees):
     corners = [(x - 40, y - 40) for x in (20, 60) for y in (30, 50)]
     x = [40 + a * math.cos(angle) - b * math.sin(angle) for a, b in corners]
     y = [40 + a * math.sin(angle) + b * math.cos(angle) for a, b in corners]
-    assert turned(box, degrees) == pytest.approx((min(x), min(y), max(x), max(y)))
+    assert upright_box(box, degrees) == pytest.approx((min(x), min(y), max(x), max(y)))
 
 
 def test_geochats_boxes_are_read():

@@ -10,21 +10,31 @@ import pytest
 import torch
 from PIL import Image
 
+import support.images.common as limits
+import support.images.read as pillow
 import tiny
 from chat import Conversation, parse_args
-from data import DataError, Tokenizer, load_image, preprocess, read_data, render
-from formats.boxes import parse_boxes
-from formats.drawing import free_name
-from formats.pictures import limits, pillow
-from formats.talking.marks import find_marks
-from formats.talking.names import expand, words
-from formats.talking.preview import half_blocks
-from formats.talking.regions import in_hundredths
-from formats.talking.requests import as_task, drawn, referred, task_of
-from formats.talking.session import Session
-from formats.talking.shelf import KEPT, Shelf
-from formats.talking.terminal import shows_color
+from data import Tokenizer, encode_conversation, load_image, parse_boxes, preprocess
 from projector import SkyEyeGPT
+from support.images.draw import unused_name
+from support.readers import read_data
+from support.readers.common import DataError
+from support.terminal.display import half_blocks, shows_color
+from support.terminal.questions import (
+    as_task,
+    find_detections,
+    referred_phrase,
+    regions_to_text,
+    sampling_for,
+    task_of,
+)
+from support.terminal.session import (
+    KEPT_CACHES,
+    OpenConversations,
+    Session,
+    expand_paths,
+    split_words,
+)
 
 
 @pytest.fixture
@@ -47,7 +57,7 @@ def session(folder, *args, live=False, **sampling):
     """As chat.py starts it, with a small model."""
     model, tokenizer = SkyEyeGPT.from_pretrained(folder), Tokenizer(folder / "tokenizer.model")
     sampling, seen = {"max_new_tokens": 5} | sampling, {}
-    return Session(Shelf(lambda paths: Conversation(model, tokenizer, paths, sampling, seen=seen)),
+    return Session(OpenConversations(lambda paths: Conversation(model, tokenizer, paths, sampling, seen=seen)),
                    parse_args([str(arg) for arg in args]), live)
 
 
@@ -61,7 +71,7 @@ def run(*args, stdin=""):
 def test_an_answer_is_what_the_model_says_to_the_rendered_prompt(folder, picture):
     talk = conversation(folder, [picture])
     spoken = "".join(talk.ask("[vqa] is there a road ?"))
-    ids, _, _ = render(talk.tokenizer, [("[vqa] is there a road ?", None)], tiny.N)
+    ids, _, _ = encode_conversation(talk.tokenizer, [("[vqa] is there a road ?", None)], tiny.N)
     image = preprocess(load_image(picture), tiny.VIT.image_size)[None]
     expected = talk.tokenizer.decode(talk.model.generate(torch.tensor(ids), image, 5))
     assert spoken == expected.rstrip("\ufffd") and talk.turns == [
@@ -72,7 +82,7 @@ def test_later_turns_do_not_compute_the_picture_or_earlier_questions_again(folde
     talk, lengths = conversation(folder, [picture]), []
     decoder, eye = talk.model.llama_model.model, talk.model.visual_encoder
     list(talk.ask("a road ?"))
-    first, _, _ = render(talk.tokenizer, [("a road ?", None)], tiny.N)
+    first, _, _ = encode_conversation(talk.tokenizer, [("a road ?", None)], tiny.N)
     decoder.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     eye.register_forward_pre_hook(lambda *_: pytest.fail("the picture was encoded again"))
     list(talk.ask("a river ?"))
@@ -88,8 +98,8 @@ def test_what_was_said_is_not_computed_again_where_it_is_written_as_it_was_said(
     talk.model.llama_model.model.register_forward_pre_hook(
         lambda _, args: lengths.append(args[0].shape[1]))
     list(talk.ask("a river ?"))
-    ids, _, _ = render(talk.tokenizer, [("a road ?", "a green ship"), ("a river ?", None)], tiny.N)
-    new = render(talk.tokenizer, [("a river ?", None)], pictures=0)[0]
+    ids, _, _ = encode_conversation(talk.tokenizer, [("a road ?", "a green ship"), ("a river ?", None)], tiny.N)
+    new = encode_conversation(talk.tokenizer, [("a river ?", None)], pictures=0)[0]
     assert lengths[0] <= len(new) + 3 and talk.ids[:len(ids)] == ids
 
 
@@ -114,7 +124,7 @@ def test_turns_over_one_cache_say_what_a_fresh_start_says(folder, picture, style
         list(talk.ask(question))
         before = list(talk.turns)
     list(talk.ask("and a river ?"))
-    ids, _, _ = render(talk.tokenizer, [*before, ("and a river ?", None)], tiny.N, style=style)
+    ids, _, _ = encode_conversation(talk.tokenizer, [*before, ("and a river ?", None)], tiny.N, style=style)
     answer = list(talk.model.generate(torch.tensor(ids), talk.look(), 5))
     assert talk.ids == ids + answer
 
@@ -136,7 +146,7 @@ def test_a_stopped_answer_is_kept_as_far_as_it_went_and_spoils_nothing(folder, p
     stopped = list(talk.turns)
     assert len(stopped) == 1
     list(talk.ask("a river ?"))
-    ids, _, _ = render(talk.tokenizer, [*stopped, ("a river ?", None)], tiny.N)
+    ids, _, _ = encode_conversation(talk.tokenizer, [*stopped, ("a river ?", None)], tiny.N)
     assert talk.ids == ids + list(talk.model.generate(torch.tensor(ids), talk.look(), 9))
 
 
@@ -151,11 +161,11 @@ def test_a_full_context_loses_the_oldest_questions_and_never_the_picture(folder,
         list(talk.ask("is there a road in the harbor near the green ship ?"))
         assert talk.ids.count(-1) == tiny.N and len(talk.ids) <= limit
         longer = [*before[max(talk.first - 1, 0):], (talk.turns[-1][0], None)]
-        longer = len(render(talk.tokenizer, longer, tiny.N)[0])
+        longer = len(encode_conversation(talk.tokenizer, longer, tiny.N)[0])
         assert not talk.first or longer + 5 > limit     # no more was forgotten than had to be
     assert len(talk.turns) == 12 and talk.first > 0
     assert capsys.readouterr().err.count("the oldest questions are forgotten") == 1
-    ids, _, _ = render(talk.tokenizer, [*before[talk.first:], (talk.turns[-1][0], None)], tiny.N)
+    ids, _, _ = encode_conversation(talk.tokenizer, [*before[talk.first:], (talk.turns[-1][0], None)], tiny.N)
     assert talk.ids == ids + list(talk.model.generate(torch.tensor(ids), talk.look(), 5))
     with pytest.raises(DataError, match="do not fit the context of 256"):
         list(talk.ask("is there a road " * 60))
@@ -174,9 +184,9 @@ def test_the_cache_grows_with_the_conversation_and_not_at_once(folder, picture):
 
 def test_a_large_picture_is_reduced_and_its_boxes_are_in_full_pixels(folder, tmp_path,
                                                                      monkeypatch, capsys):
-    monkeypatch.setattr(limits, "LARGE", 5000)
+    monkeypatch.setattr(limits, "LARGE_PIXELS", 5000)
     for module in (limits, pillow):
-        monkeypatch.setattr(module, "LONGEST", 40)
+        monkeypatch.setattr(module, "MAX_SIDE", 40)
     talk = conversation(folder, [tiny.picture(tmp_path / "mosaic.png", 120, 80)])
     assert talk.pictures[0].size == (120, 80) and talk.pictures[0].image.size == (40, 27)
     assert "reduced 3 times" in capsys.readouterr().err
@@ -284,10 +294,10 @@ def test_each_picture_with_boxes_is_drawn_beside_itself(folder, picture, tmp_pat
 
 
 def test_a_file_that_exists_is_never_written_over(picture):
-    first = free_name(picture)
+    first = unused_name(picture)
     first.touch()
     assert first.name == "a picture_boxes.png"
-    assert free_name(picture).name == "a picture_boxes_2.png"
+    assert unused_name(picture).name == "a picture_boxes_2.png"
 
 
 def test_commands_switch_task_and_picture(folder, picture, tmp_path, capsys):
@@ -314,12 +324,12 @@ def test_commands_switch_task_and_picture(folder, picture, tmp_path, capsys):
 
 
 def test_going_back_to_a_picture_computes_nothing_that_was_said_about_it_again(folder, tmp_path):
-    paths = [tiny.picture(tmp_path / f"{i}.png", seed=i) for i in range(KEPT + 1)]
+    paths = [tiny.picture(tmp_path / f"{i}.png", seed=i) for i in range(KEPT_CACHES + 1)]
     run, encoded, lengths = session(folder, paths[0]), [], []
     model = run.talk.model
     model.visual_encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
     run.read("is there a road in the harbor ?")
-    for path in paths[1:KEPT]:
+    for path in paths[1:KEPT_CACHES]:
         run.read(f"/image {path}")
         run.read("a ship ?")
     model.llama_model.model.register_forward_pre_hook(
@@ -328,14 +338,14 @@ def test_going_back_to_a_picture_computes_nothing_that_was_said_about_it_again(f
     turns, known = list(run.talk.turns), len(run.talk.ids)
     run.read("a ship ?")
     assert turns == run.talk.turns[:1] and sum(lengths) <= len(run.talk.ids) - known + 9
-    run.read(f"/image {paths[KEPT]}")                       # one too many: the cache of the
+    run.read(f"/image {paths[KEPT_CACHES]}")                       # one too many: the cache of the
     run.read("a ship ?")                                    # conversation that was left first goes
     assert [bool(talk.bytes) for talk in run.shelf.talks.values()] == [True, False] + [True] * 2
     run.read("/image 2")
     run.read("a river ?")
     run.read(f"/image {paths[0]} {paths[1]}")
     run.read("a river ?")
-    assert encoded == [1] * (KEPT + 1)                      # each picture once in all
+    assert encoded == [1] * (KEPT_CACHES + 1)                      # each picture once in all
 
 
 def test_a_picture_that_has_changed_on_disk_is_another_one(folder, tmp_path):
@@ -382,9 +392,9 @@ def test_again_draws_anew_where_answers_are_drawn_and_a_seed_repeats_them(folder
 def test_named_tasks_are_answered_with_the_likeliest_words_and_free_ones_as_upstream_draws_them():
     told = {"temperature": None, "repetition_penalty": None, "top_p": 0.9}
     for name in ("refer", "vqa", "identify", "detection", "grounding", "caption"):
-        assert drawn(f"[{name}] x", told) == told | {"temperature": 0, "repetition_penalty": 1}
-    assert drawn("x", told) == {"temperature": 0.6, "repetition_penalty": 1.05, "top_p": 0.9}
-    assert drawn("[vqa] x", told | {"temperature": 0.3})["temperature"] == 0.3
+        assert sampling_for(f"[{name}] x", told) == told | {"temperature": 0, "repetition_penalty": 1}
+    assert sampling_for("x", told) == {"temperature": 0.6, "repetition_penalty": 1.05, "top_p": 0.9}
+    assert sampling_for("[vqa] x", told | {"temperature": 0.3})["temperature"] == 0.3
     args = parse_args([])
     assert (args.temperature, args.top_p, args.top_k, args.seed) == (None, 0.9, 50, 42)
 
@@ -427,50 +437,50 @@ def test_a_region_in_pixels_is_written_in_hundredths():
     size, wanted = (512, 256), "[identify] {<23><31><58><97>}"
     for written in ("120 80 300 250 px", "120,80,300,250 px", "{120, 80, 300, 250} pixels",
                     "300 250 120 80px"):
-        assert in_hundredths(f"[identify] {written}", size) == wanted
+        assert regions_to_text(f"[identify] {written}", size) == wanted
     (_, box), = parse_boxes(wanted, *size)
     assert all(abs(a - b) <= side / 100 for a, b, side in
                zip(box, (120, 80, 300, 250), size * 2, strict=True))
-    assert in_hundredths(wanted, size) == wanted
-    assert in_hundredths("in 1999 2000 2001 2002 there", size) == "in 1999 2000 2001 2002 there"
+    assert regions_to_text(wanted, size) == wanted
+    assert regions_to_text("in 1999 2000 2001 2002 there", size) == "in 1999 2000 2001 2002 there"
     for wrong, why in (("[identify] 120 80 300 250", "px in pixels"),
                        ("{<1><2><3><400>}", "over 100"),
                        ("[identify] 900 900 990 990 px", "not in a picture of 512 x 256")):
         with pytest.raises(ValueError, match=why):
-            in_hundredths(wrong, size)
+            regions_to_text(wrong, size)
     with pytest.raises(ValueError, match="no picture"):
-        in_hundredths("1 2 3 4 px", None)
+        regions_to_text("1 2 3 4 px", None)
 
 
 def test_boxes_lie_in_the_first_picture_unless_the_answer_names_another():
     sizes, box = [(100, 100), (200, 400)], "{<10><10><20><20>}"
     def owners(answer):
-        return [mark.picture for mark in find_marks("[detection] x", answer, sizes)]
+        return [mark.picture for mark in find_detections("[detection] x", answer, sizes)]
 
     assert owners(f"<p>a</p> {box}<delim>{box}") == [0, 0]
     assert owners(f"{box} and in picture 2 {box}, in the first image {box}") == [0, 1, 0]
     assert owners(f"image 7 {box} the second photo {box}") == [0, 1]
-    (_, mark) = find_marks("x", f"{box} picture 2 <p>ship</p> {box}", sizes)
+    (_, mark) = find_detections("x", f"{box} picture 2 <p>ship</p> {box}", sizes)
     assert mark.phrase == "ship" and mark.box == pytest.approx((21, 42, 41, 82))
     assert mark.told(["a.png", "b.png"]) == "ship: x 21 to 41, y 42 to 82 pixels of b.png"
-    assert find_marks("x", box, []) == [] and owners("{<10><10><20><200>}") == []
+    assert find_detections("x", box, []) == [] and owners("{<10><10><20><200>}") == []
 
 
 def test_the_region_that_was_asked_about_is_marked_with_the_answer():
     question = "[identify] what is it in {<10><10><20><20>}"
-    (mark,) = find_marks(question, "a ship", [(100, 100)])
+    (mark,) = find_detections(question, "a ship", [(100, 100)])
     assert mark.phrase == "a ship" and mark.box == (10.5, 10.5, 20.5, 20.5)
-    assert find_marks("[vqa] what is in {<10><10><20><20>}", "a ship", [(100, 100)]) == []
+    assert find_detections("[vqa] what is in {<10><10><20><20>}", "a ship", [(100, 100)]) == []
 
 
 def test_patterns_and_quotes_name_pictures_in_the_order_of_their_numbers(tmp_path, monkeypatch):
     for name in ("f10.png", "f2.png", "a b.png", "odd[1].png"):
         tiny.picture(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    assert expand(["f*.png", "a b.png"]) == ["f2.png", "f10.png", "a b.png"]
-    assert expand(["odd[1].png"]) == ["odd[1].png"]
-    assert words("'a b.png' a\\ b.png \"f2.png\"") == ["a b.png", "a b.png", "f2.png"]
-    assert words("/image harbor's.png") == ["/image", "harbor's.png"]
+    assert expand_paths(["f*.png", "a b.png"]) == ["f2.png", "f10.png", "a b.png"]
+    assert expand_paths(["odd[1].png"]) == ["odd[1].png"]
+    assert split_words("'a b.png' a\\ b.png \"f2.png\"") == ["a b.png", "a b.png", "f2.png"]
+    assert split_words("/image harbor's.png") == ["/image", "harbor's.png"]
 
 
 def test_half_blocks_show_each_pixel_and_the_boxes_in_their_colors():
@@ -504,9 +514,9 @@ def test_pictures_are_shown_only_where_the_terminal_says_it_can(change, shown, m
 
 
 def test_what_a_refer_question_asks_for():
-    assert referred("[refer] where is the largest ship ?") == "the largest ship"
-    assert referred("[refer] the largest ship") == "the largest ship"
-    assert referred("[vqa] how many ?") == ""
+    assert referred_phrase("[refer] where is the largest ship ?") == "the largest ship"
+    assert referred_phrase("[refer] the largest ship") == "the largest ship"
+    assert referred_phrase("[vqa] how many ?") == ""
 
 
 def test_prompts_are_answered_in_turn_on_standard_output(folder, picture):
@@ -543,7 +553,7 @@ def test_text_without_a_picture_is_answered(folder):
     run = session(folder)
     run.read("hello")
     run.read("[vqa] why ?")
-    ids, _, _ = render(run.talk.tokenizer, [("hello", None)], pictures=0)
+    ids, _, _ = encode_conversation(run.talk.tokenizer, [("hello", None)], pictures=0)
     answer = run.talk.tokenizer.decode(run.talk.model.generate(torch.tensor(ids), None, 5))
     assert run.talk.turns[0] == ("hello", answer.rstrip("\ufffd")) and len(run.talk.turns) == 2
 

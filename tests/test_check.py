@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import tiny
-from data import DataError, collect, read_data
-from formats.checking.headers import look, look_at_all
-from formats.checking.rows import check_sample
+from support.images.read import read_header, read_headers
+from support.readers import read_data, read_split
+from support.readers.common import DataError
+from support.tools.check_data import check_sample
 
 GOOD = "good picture ü.png"
 
@@ -142,13 +143,13 @@ def test_a_header_tells_the_sides_as_they_are_shown(tmp_path, orientation):
     exif[0x0112] = orientation
     Image.new("RGB", (80, 40)).save(tmp_path / "a.jpg", exif=exif)
     wanted = (40, 80) if orientation > 4 else (80, 40)
-    assert look(str(tmp_path / "a.jpg")) == (*wanted, "")
+    assert read_header(str(tmp_path / "a.jpg")) == (*wanted, "")
 
 
 def test_many_headers_are_read_by_several_processes_and_say_the_same(tmp_path):
     tiny.picture(tmp_path / "a.png")
     paths = [str(tmp_path / "a.png")] + [str(tmp_path / f"{i}.png") for i in range(600)]
-    found = look_at_all(paths)
+    found = read_headers(paths)
     assert found[paths[0]] == (37, 23, "") and "no such picture" in found[paths[-1]][2]
     assert list(found) == paths
 
@@ -176,7 +177,7 @@ def test_what_is_wrong_stops_before_the_first_step_or_is_left_out_and_counted(ba
     assert len(skipped) == len(BAD_ROWS) + len(BAD_PICTURES) and len(samples) == 4
     assert {path for sample in samples for path in sample.images} == {
         str(bad / GOOD), str(bad / "strip.png")}
-    single, talks, wrong = collect(bad / "mine.json", "train")
+    single, talks, wrong = read_split(bad / "mine.json", "train")
     assert len(single) == 0 and len(talks) == 4 + len(BAD_PICTURES) and len(wrong) == len(BAD_ROWS)
 
 

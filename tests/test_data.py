@@ -14,28 +14,27 @@ import tiny
 from data import (
     MEAN,
     MIRROR,
+    NO_AUGMENTATION,
+    QUARTER_TURNS,
     STD,
-    STILL,
-    TASKS,
-    TURNS,
-    DataError,
-    Move,
-    Sample,
+    TEMPLATES,
+    Augmentation,
     Tokenizer,
+    apply_templates,
     clean_text,
     collate,
-    draw_move,
+    draw_augmentation,
     encode_box,
+    encode_conversation,
     load_image,
     parse_boxes,
-    place_boxes,
     preprocess,
-    read_data,
-    render,
-    turns_of,
+    write_boxes,
 )
 from examples.miniworld import write_world
-from formats.drawing import draw_boxes
+from support.images.draw import draw_boxes
+from support.readers import read_data
+from support.readers.common import DataError, Sample
 from tiny import N
 
 LLAMA_TOKENIZER = tiny.DATA / "fixtures" / "llama" / "tokenizer.model"
@@ -118,7 +117,7 @@ def tokens(*texts):
 
 
 def test_a_learning_row_is_what_the_docstring_draws():
-    ids, labels, shared = render(tiny.tokenizer(), TURNS_OF_TALK[:1], slots=N)
+    ids, labels, shared = encode_conversation(tiny.tokenizer(), TURNS_OF_TALK[:1], slots=N)
     head = [1, *tokens("[INST] <Img>")] + [-1] * N
     question, answer = tokens("</Img> [vqa] is there a road ? [/INST]"), tokens("no</s>")
     assert ids == head + question + answer
@@ -131,7 +130,7 @@ def test_a_learning_row_is_what_the_docstring_draws():
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_labels_are_the_answers_with_their_end_and_nothing_else(style, pictures, turns):
     talk = TURNS_OF_TALK[:turns]
-    ids, labels, _ = render(tiny.tokenizer(), talk, N, pictures, style)
+    ids, labels, _ = encode_conversation(tiny.tokenizer(), talk, N, pictures, style)
     assert [i for i in labels if i != -100] == tokens(*(answer + "</s>" for _, answer in talk))
     assert all(label in (-100, i) for i, label in zip(ids, labels, strict=True))
     runs = [list(run) for kept, run in itertools.groupby(labels, lambda i: i != -100) if kept]
@@ -140,7 +139,7 @@ def test_labels_are_the_answers_with_their_end_and_nothing_else(style, pictures,
 
 
 def test_later_turns_begin_with_a_start_token_of_their_own():
-    ids, _, _ = render(tiny.tokenizer(), TURNS_OF_TALK, N)
+    ids, _, _ = encode_conversation(tiny.tokenizer(), TURNS_OF_TALK, N)
     texts = ("</Img> [vqa] is there a road ? [/INST]", "no</s>",
              "<s>[INST] what is it in {<9><51><50><82>} [/INST]", "a ship</s>",
              "<s>[INST] describe it [/INST]", "a green ship in a harbor</s>")
@@ -149,13 +148,13 @@ def test_later_turns_begin_with_a_start_token_of_their_own():
 
 
 def test_each_of_several_pictures_has_its_own_frame():
-    ids, _, shared = render(tiny.tokenizer(), TURNS_OF_TALK[:1], N, pictures=2)
+    ids, _, shared = encode_conversation(tiny.tokenizer(), TURNS_OF_TALK[:1], N, pictures=2)
     head = [1, *tokens("[INST] <Img>"), *[-1] * N, *tokens("</Img><Img>"), *[-1] * N]
     assert ids[:shared] == head
 
 
 def test_without_pictures_only_the_start_token_is_shared():
-    ids, _, shared = render(tiny.tokenizer(), TURNS_OF_TALK[:1], N, pictures=0)
+    ids, _, shared = encode_conversation(tiny.tokenizer(), TURNS_OF_TALK[:1], N, pictures=0)
     assert ids == [1, *tokens("[INST] [vqa] is there a road ? [/INST]", "no</s>")]
     assert shared == 1
 
@@ -163,8 +162,8 @@ def test_without_pictures_only_the_start_token_is_shared():
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_the_skyeye_prompt_is_the_beginning_of_the_row_it_was_learned_from(turns):
     talk = TURNS_OF_TALK[:turns]
-    learned, labels, _ = render(tiny.tokenizer(), talk, N)
-    asked, none, _ = render(tiny.tokenizer(), [*talk[:-1], (talk[-1][0], None)], N)
+    learned, labels, _ = encode_conversation(tiny.tokenizer(), talk, N)
+    asked, none, _ = encode_conversation(tiny.tokenizer(), [*talk[:-1], (talk[-1][0], None)], N)
     answer = tokens(talk[-1][1] + "</s>")
     assert asked == learned[:-len(answer)]
     assert learned[-len(answer):] == answer and labels[len(asked):] == answer
@@ -172,14 +171,14 @@ def test_the_skyeye_prompt_is_the_beginning_of_the_row_it_was_learned_from(turns
 
 def test_minigpt_v2_is_asked_with_two_start_tokens_and_one_space():
     question = TURNS_OF_TALK[0][0]
-    asked, _, _ = render(tiny.tokenizer(), [(question, None)], N, style="minigpt_v2")
+    asked, _, _ = encode_conversation(tiny.tokenizer(), [(question, None)], N, style="minigpt_v2")
     head = [1, *tokens("<s>[INST] <Img>"), *[-1] * N]
     assert asked == head + tokens(f"</Img> {question} [/INST]")
     assert asked[:2] == [1, 1]
 
 
 def test_minigpt_v2_learns_with_one_start_token_and_two_spaces():
-    ids, _, _ = render(tiny.tokenizer(), TURNS_OF_TALK[:2], N, style="minigpt_v2")
+    ids, _, _ = encode_conversation(tiny.tokenizer(), TURNS_OF_TALK[:2], N, style="minigpt_v2")
     one, two = TURNS_OF_TALK[0][0], TURNS_OF_TALK[1][0]
     pieces = [[1], tokens("[INST] <Img>"), [-1] * N, tokens(f"</Img> {one}  [/INST]", "no</s>"),
               tokens(f"<s>[INST] {two}  [/INST]", "a ship</s>")]
@@ -190,7 +189,7 @@ def test_minigpt_v2_learns_with_one_start_token_and_two_spaces():
 def test_minigpt_v2s_chat_writes_an_answer_on_to_its_question_and_has_no_end_token():
     """facts: conversation.py joins roles and messages; only <s> parts the text."""
     talk = [*TURNS_OF_TALK[:2], ("describe it", None)]
-    asked, labels, _ = render(tiny.tokenizer(), talk, N, style="minigpt_v2")
+    asked, labels, _ = encode_conversation(tiny.tokenizer(), talk, N, style="minigpt_v2")
     (one, no), (two, ship), (three, _) = talk
     pieces = [[1], tokens("<s>[INST] <Img>"), [-1] * N, tokens(f"</Img> {one} [/INST]{no}"),
               tokens(f"<s>[INST] {two} [/INST]{ship}"), tokens(f"<s>[INST] {three} [/INST]")]
@@ -209,11 +208,11 @@ def llama_pieces(text):
 def test_the_released_checkpoints_prompt_to_the_id():
     """facts 3.7: two <s>, one space; and 3.6: one <s>, two spaces, the answer and its end."""
     tokenizer, end = Tokenizer(LLAMA_TOKENIZER), "518 29914 25580 29962"
-    ids, labels, _ = render(tokenizer, [("[vqa] Is there a road?", None)], 256, style="minigpt_v2")
+    ids, labels, _ = encode_conversation(tokenizer, [("[vqa] Is there a road?", None)], 256, style="minigpt_v2")
     question = "1533 25518 29958 518 29894 25621 29962 1317 727 263 6520 29973"
     assert " ".join(map(str, ids)) == ("1 1 518 25580 29962 529 25518 29958 " + "-1 " * 256
                                        + f"{question} {end}")
-    ids, labels, _ = render(tokenizer, [("[vqa] Is there a road?", "yes")], 256, style="minigpt_v2")
+    ids, labels, _ = encode_conversation(tokenizer, [("[vqa] Is there a road?", "yes")], 256, style="minigpt_v2")
     assert " ".join(map(str, ids)) == ("1 518 25580 29962 529 25518 29958 " + "-1 " * 256
                                        + f"{question} 29871 {end} 4874 2")
     assert labels == [-100] * (len(ids) - 2) + [4874, 2]
@@ -225,12 +224,12 @@ VICUNA = ("A chat between a curious user and an artificial intelligence assistan
 
 @LLAMA
 def test_vicunas_prompt_is_cut_at_the_picture_and_has_one_start_token():
-    ids, _, shared = render(Tokenizer(LLAMA_TOKENIZER), [("What is it?", None)], 576,
+    ids, _, shared = encode_conversation(Tokenizer(LLAMA_TOKENIZER), [("What is it?", None)], 576,
                             style="vicuna_v1")
     head, tail = llama_pieces(f"{VICUNA} USER: "), llama_pieces("\nWhat is it? ASSISTANT:")
     assert ids == [1, *head, *[-1] * 576, *tail] and shared == 1 + len(head) + 576
     assert head[-1] == 29871 and tail[:2] == [29871, 13]            # a lone space, then the newline
-    text, _, _ = render(Tokenizer(LLAMA_TOKENIZER), [("What?", None)], 576, 0, "vicuna_v1")
+    text, _, _ = encode_conversation(Tokenizer(LLAMA_TOKENIZER), [("What?", None)], 576, 0, "vicuna_v1")
     assert text == [1, *llama_pieces(f"{VICUNA} USER: What? ASSISTANT:")]
 
 
@@ -245,7 +244,7 @@ def test_vicunas_labels_are_what_llavas_count_of_each_round_leaves():
     """facts 9.4: a round is as long as its own ids, <s> among them for the last round's </s>; its
     instruction as "USER: q ASSISTANT: ", less 2. USER after </s> has no word mark: one id less."""
     talk = [("What is it?", "a ship"), ("Which color?", "green, and long"), ("Where?", "there")]
-    ids, labels, _ = render(Tokenizer(LLAMA_TOKENIZER), talk, 3, style="vicuna_v1")
+    ids, labels, _ = encode_conversation(Tokenizer(LLAMA_TOKENIZER), talk, 3, style="vicuna_v1")
     learned, at, lead = [], 1, f"{VICUNA} USER: <image>\n"
     for question, answer in talk:
         one_less = lead == "USER: "
@@ -340,7 +339,7 @@ def test_drawn_boxes_stand_where_they_belong_and_the_picture_stays():
 
 # ---- moves ---------------------------------------------------------------------------------------
 
-STEPS = [steps for n in range(3) for steps in itertools.product((MIRROR, *TURNS), repeat=n)]
+STEPS = [steps for n in range(3) for steps in itertools.product((MIRROR, *QUARTER_TURNS), repeat=n)]
 
 
 @pytest.mark.parametrize("transpose", STEPS, ids=lambda steps: "+".join(s.name for s in steps))
@@ -351,7 +350,7 @@ def test_a_box_goes_where_its_pixels_go(transpose, width, height):
     image = Image.new("RGB", (width, height))
     corners = (round(box[0]), round(box[1]), round(box[2]) - 1, round(box[3]) - 1)
     ImageDraw.Draw(image).rectangle(corners, fill="white")
-    move = Move(transpose=transpose)
+    move = Augmentation(transpose=transpose)
     bright = preprocess(image, size, move)[0] * STD[0] + MEAN[0] > 0.5
     y, x = bright.nonzero(as_tuple=True)
     pixels = (x.min() / size, y.min() / size, (x.max() + 1) / size, (y.max() + 1) / size)
@@ -362,16 +361,16 @@ def test_a_box_goes_where_its_pixels_go(transpose, width, height):
 
 def test_boxes_are_written_at_their_marks_in_order():
     boxes = [(0, 0, 10, 10), (20, 20, 40, 40)]
-    text = place_boxes("<bbox> and <bbox>", boxes, 100, 100, STILL)
+    text = write_boxes("<bbox> and <bbox>", boxes, 100, 100, NO_AUGMENTATION)
     assert text == "{<0><0><10><10>} and {<20><20><40><40>}"
 
 
 def test_boxes_that_are_text_move_along():
-    mirror = Move(transpose=(MIRROR,))
-    text = place_boxes("{<10><20><30><40>} <bbox> {<999><0><0><0>}", [(0, 0, 10, 10)], 100, 100,
+    mirror = Augmentation(transpose=(MIRROR,))
+    text = write_boxes("{<10><20><30><40>} <bbox> {<999><0><0><0>}", [(0, 0, 10, 10)], 100, 100,
                        mirror)
     assert text == "{<69><20><89><40>} {<90><0><100><10>} {<999><0><0><0>}"
-    assert place_boxes("{<10><20><30><40>}", [], 100, 100, STILL) == "{<10><20><30><40>}"
+    assert write_boxes("{<10><20><30><40>}", [], 100, 100, NO_AUGMENTATION) == "{<10><20><30><40>}"
 
 
 def sample(question="", answer="", task="caption", images=("a.png",), **more):
@@ -379,7 +378,7 @@ def sample(question="", answer="", task="caption", images=("a.png",), **more):
 
 
 def moves(*samples, count=200):
-    return [draw_move(samples, random.Random(seed)) for seed in range(count)]
+    return [draw_augmentation(samples, random.Random(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("side", ["left", "Rightmost", "TOP", "bottom", "north", "upper"])
@@ -392,14 +391,14 @@ def test_where_a_side_is_named_nothing_is_mirrored_or_turned(side):
 @pytest.mark.parametrize("count", ["two", "seven", "no"])
 def test_where_something_is_counted_nothing_is_cut_off(count):
     plain, counted = sample(answer="a ship"), sample(answer=f"{count} ships in a harbor")
-    assert all(move.crop == STILL.crop for move in moves(plain, counted))
-    assert any(move.crop != STILL.crop for move in moves(plain))
+    assert all(move.crop == NO_AUGMENTATION.crop for move in moves(plain, counted))
+    assert any(move.crop != NO_AUGMENTATION.crop for move in moves(plain))
 
 
-@pytest.mark.parametrize("task", sorted(set(TASKS) - {"caption", "scene"}))
+@pytest.mark.parametrize("task", sorted(set(TEMPLATES) - {"caption", "scene"}))
 def test_where_something_is_pointed_at_or_asked_about_nothing_is_cut_off(task):
     asked = sample("is there a car ?", "yes", task)
-    assert all(move.crop == STILL.crop for move in moves(sample(answer="a ship"), asked))
+    assert all(move.crop == NO_AUGMENTATION.crop for move in moves(sample(answer="a ship"), asked))
 
 
 def test_a_crop_keeps_most_of_the_picture_and_stays_inside():
@@ -412,16 +411,16 @@ def test_a_crop_keeps_most_of_the_picture_and_stays_inside():
 def test_detections_are_named_from_left_to_right_after_a_move():
     boxes = ((0, 0, 9.5, 10), (60.5, 60, 89.5, 90))
     detection = sample("ships", "<bbox><delim><bbox>", "detection", boxes=boxes)
-    (turn,) = turns_of(detection, (100, 100), Move(transpose=(MIRROR,)), None)
+    (turn,) = apply_templates(detection, (100, 100), Augmentation(transpose=(MIRROR,)), None)
     assert turn == ("[detection] ships", "{<10><60><39><90>}<delim>{<90><0><100><10>}")
-    (turn,) = turns_of(detection, (100, 100), STILL, None)
+    (turn,) = apply_templates(detection, (100, 100), NO_AUGMENTATION, None)
     assert turn == ("[detection] ships", "{<0><0><9><10>}<delim>{<60><60><89><90>}")
 
 
 def test_boxes_are_dealt_to_question_and_answer_turn_by_turn():
     boxes = tuple((10 * i, 0, 10 * i + 5, 5) for i in range(3))
     talk = Sample((), (("what is <bbox>", "<bbox>"), ("and", "<bbox>")), "conversation", "", boxes)
-    assert turns_of(talk, (100, 100), STILL, None) == [
+    assert apply_templates(talk, (100, 100), NO_AUGMENTATION, None) == [
         ("what is {<0><0><5><5>}", "{<10><0><15><5>}"), ("and", "{<20><0><25><5>}")]
 
 
@@ -548,7 +547,7 @@ def test_a_crop_shows_that_part_of_the_picture(axis):
     """In a picture whose values tell the column or the row, fractions of its sides can be read."""
     ramp = np.arange(100)[:, None] if axis else np.arange(200)[None]
     pixels = np.broadcast_to(ramp[..., None], (100, 200, 3)).astype(np.uint8)
-    part = preprocess(Image.fromarray(pixels), 20, Move(crop=(0.25, 0.5, 0.75, 0.9)))
+    part = preprocess(Image.fromarray(pixels), 20, Augmentation(crop=(0.25, 0.5, 0.75, 0.9)))
     values = 255 * (part * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None])
     line = values[1, :, 7] if axis else values[1, 7]
     start, length = (50, 40) if axis else (50, 100)
@@ -558,7 +557,7 @@ def test_a_crop_shows_that_part_of_the_picture(axis):
 
 def test_gain_scales_and_shifts_the_normalized_values():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
-    moved, still = preprocess(image, 30, Move(gain=(1.25, -0.3))), preprocess(image, 30)
+    moved, still = preprocess(image, 30, Augmentation(gain=(1.25, -0.3))), preprocess(image, 30)
     torch.testing.assert_close(moved, 1.25 * still - 0.3)
 
 
@@ -745,7 +744,7 @@ def world(tmp_path_factory):
 
 def test_a_miniature_world_has_every_task_and_its_pictures_load(world):
     samples = read_data(world)
-    assert {s.task for s in samples} == set(TASKS) - {"grounding"}
+    assert {s.task for s in samples} == set(TEMPLATES) - {"grounding"}
     for s in samples:
         assert all(load_image(path).size == (64, 64) for path in s.images)
         texts = " ".join(text for turn in s.turns for text in turn)
@@ -941,6 +940,6 @@ def test_rsscn7_has_1960_and_280_pictures_of_seven_classes():
 
 def test_the_template_pools_are_whole():
     """MiniGPT-v2's, and one of SkyEyeGPT's captions and of the demo's groundings in front."""
-    sizes = {task: len(set(pool)) for task, pool in TASKS.items()}
+    sizes = {task: len(set(pool)) for task, pool in TEMPLATES.items()}
     assert sizes == {"caption": 1 + 17, "video": 1, "vqa": 2, "scene": 1, "refer": 7,
                      "detection": 1, "identify": 7, "grounding": 1 + 4, "conversation": 1}

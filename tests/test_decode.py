@@ -3,35 +3,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import support.inference.cpu_kernels as packing
 import tiny
-from formats.released import kernels as packing
-from formats.released.faster import faster
-from formats.released.floats import Blocked, Strips
-from formats.released.integers import Int8
-from formats.released.joint import Part
-from formats.released.lowbit import LowBit
-from formats.released.nibbles import Int4
-from formats.released.packed import Packed
-from formats.released.quantize import quantize
-from formats.released.tensors import ModelError
 from llama import Llama, LlamaConfig
 from projector import SkyEyeGPT
+from support.checkpoints.files import ModelError
+from support.inference.cpu_kernels import (
+    Int4Weight,
+    Int8Weight,
+    OneDNNWeight,
+    PackedWeight,
+    RowSlice,
+    ThreadSplitWeight,
+    find_kernel,
+    pack_for_cpu,
+)
+from support.inference.quantization import QuantizedTensor, quantize
 
 EVEN = LlamaConfig(vocab_size=61, width=128, depth=3, heads=4, mlp=192, max_positions=64)
 VNNI = torch.cpu._is_vnni_supported()
-FOUR = packing.kernel(quantize(torch.ones(64, 64), 4)) is not None       # AVX-512
-KERNELS = {16: Blocked, 8: Int8 if VNNI else LowBit, 4: Int4 if FOUR else LowBit}
+FOUR = find_kernel(quantize(torch.ones(64, 64), 4)) is not None       # AVX-512
+KERNELS = {16: OneDNNWeight, 8: Int8Weight if VNNI else QuantizedTensor, 4: Int4Weight if FOUR else QuantizedTensor}
 
 
 @pytest.fixture(autouse=True)
 def pack_also_what_is_small(monkeypatch):
-    monkeypatch.setattr(packing, "SMALLEST", 0)
-    monkeypatch.setattr(packing, "NARROW", 0)
+    monkeypatch.setattr(packing, "MIN_NUMEL", 0)
+    monkeypatch.setattr(packing, "NARROW_SIDE", 0)
 
 
 @pytest.fixture(params=[0, 4096], ids=["blocks", "strips"])
 def narrow(request, monkeypatch):
-    monkeypatch.setattr(packing, "NARROW", request.param)
+    monkeypatch.setattr(packing, "NARROW_SIDE", request.param)
 
 
 def model(bits=16, dtype=torch.float32, packed=False):
@@ -39,7 +42,7 @@ def model(bits=16, dtype=torch.float32, packed=False):
     for layer in made.model.layers if bits < 16 else ():
         for part in (*layer.self_attn.children(), *layer.mlp.children()):
             part.weight = torch.nn.Parameter(quantize(part.weight, bits), requires_grad=False)
-    return faster(made) if packed else made
+    return pack_for_cpu(made) if packed else made
 
 
 def spoken(llama, rows, new=9):
@@ -58,8 +61,8 @@ def distance(a, b):
 def kernels(llama):
     """The kinds of weight under the linear layers, by name of kernel."""
     weights = [m.weight for m in llama.modules() if isinstance(m, torch.nn.Linear)]
-    found = [w.kernel if isinstance(w, Packed) else w for w in weights]
-    return {type(k.kernel if isinstance(k, Part) else k) for k in found}
+    found = [w.kernel if isinstance(w, PackedWeight) else w for w in weights]
+    return {type(k.kernel if isinstance(k, RowSlice) else k) for k in found}
 
 
 def test_packed_weights_compute_the_same(narrow):
@@ -73,8 +76,8 @@ def test_a_picture_and_its_answer_are_the_same_with_packed_weights(narrow):
     ids, pictures = tiny.ids(1, 20, tiny.VOCAB), tiny.images(1)
     ids[0, 2:2 + tiny.N] = -1
     with torch.no_grad():
-        plain, packed = tiny.skyeye(), faster(tiny.skyeye())
-        assert any(isinstance(p, Packed) for p in packed.visual_encoder.parameters())
+        plain, packed = tiny.skyeye(), pack_for_cpu(tiny.skyeye())
+        assert any(isinstance(p, PackedWeight) for p in packed.visual_encoder.parameters())
         logits, wanted = packed(ids, pictures), plain(ids, pictures)
         torch.testing.assert_close(logits, wanted, atol=2e-5, rtol=1e-4)
         answers = [list(model.generate(ids[0], pictures, 8)) for model in (packed, plain)]
@@ -120,7 +123,7 @@ def test_a_product_in_few_bits_is_near_the_product_with_the_same_float_weight(m,
                                                                               dtype):
     generator = torch.Generator().manual_seed(3)
     low = quantize(torch.randn(m, 160, generator=generator).to(dtype), bits)
-    fast, bias = packing.kernel(low), torch.randn(m, generator=generator).to(dtype)
+    fast, bias = find_kernel(low), torch.randn(m, generator=generator).to(dtype)
     assert isinstance(fast, KERNELS[bits])
     # At 4 bits all is in bfloat16.
     assert distance(fast.dense(), low.dequantize()) <= (4e-3 if bits == 4 else 0)
@@ -136,7 +139,7 @@ def test_a_product_in_few_bits_is_near_the_product_with_the_same_float_weight(m,
 
 @pytest.mark.skipif(not VNNI, reason="8 bits need a processor with VNNI")
 def test_at_8_bits_a_row_comes_out_the_same_to_the_bit_whatever_rows_are_with_it():
-    x, fast = torch.randn(5, 160).abs(), packing.kernel(quantize(torch.randn(96, 160), 8))
+    x, fast = torch.randn(5, 160).abs(), find_kernel(quantize(torch.randn(96, 160), 8))
     x[2] *= -3
     assert fast.linear(x, None).equal(torch.cat([fast.linear(row[None], None) for row in x]))
     assert fast.linear(0 * x, None).eq(0).all()
@@ -144,7 +147,7 @@ def test_at_8_bits_a_row_comes_out_the_same_to_the_bit_whatever_rows_are_with_it
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_every_linear_layer_is_packed(bits):
-    assert kernels(model(bits, packed=True)) == {Blocked, KERNELS[bits]}
+    assert kernels(model(bits, packed=True)) == {OneDNNWeight, KERNELS[bits]}
 
 
 @pytest.mark.parametrize("gone", ["_reorder_linear_weight", "_linear_pointwise"])
@@ -155,7 +158,7 @@ def test_without_the_private_operators_weights_stay_as_they_are(monkeypatch, gon
                 raise AttributeError(name)
             return getattr(torch.ops.mkldnn, name)
 
-    monkeypatch.setattr("formats.released.floats.mkldnn", Without())
+    monkeypatch.setattr("support.inference.cpu_kernels.mkldnn", Without())
     llama = model(packed=True)
     assert kernels(llama) == {torch.nn.Parameter}
     assert spoken(llama, (5, 3)).equal(spoken(model(), (5, 3)))
@@ -163,18 +166,18 @@ def test_without_the_private_operators_weights_stay_as_they_are(monkeypatch, gon
 
 def test_a_processor_without_vnni_multiplies_8_bits_as_before(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    assert packing.kernel(quantize(torch.randn(96, 160), 8)) is None
+    assert find_kernel(quantize(torch.randn(96, 160), 8)) is None
 
 
 def test_a_weight_is_packed_as_its_shape_and_type_suit_or_not(monkeypatch):
-    assert packing.kernel(torch.randn(64, 64, dtype=torch.float64)) is None
+    assert find_kernel(torch.randn(64, 64, dtype=torch.float64)) is None
     monkeypatch.undo()
     half, small = torch.randn(256, 256).bfloat16(), torch.randn(127, 256).bfloat16()
-    assert isinstance(packing.kernel(half), Blocked) and packing.kernel(small) is None
+    assert isinstance(find_kernel(half), OneDNNWeight) and find_kernel(small) is None
     wide, narrow, least = torch.randn(800, 800), torch.randn(900, 600), torch.randn(4, 6)
-    assert isinstance(packing.kernel(wide), Blocked) and isinstance(packing.kernel(least), Strips)
-    assert isinstance(packing.kernel(narrow), Strips)
-    assert isinstance(packing.kernel(narrow, rows=2), Blocked)
+    assert isinstance(find_kernel(wide), OneDNNWeight) and isinstance(find_kernel(least), ThreadSplitWeight)
+    assert isinstance(find_kernel(narrow), ThreadSplitWeight)
+    assert isinstance(find_kernel(narrow, rows=2), OneDNNWeight)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -182,17 +185,17 @@ def test_a_weight_is_packed_as_its_shape_and_type_suit_or_not(monkeypatch):
 def test_strips_multiply_as_the_weight_whatever_the_threads(shape, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     weight, bias = torch.randn(shape), torch.randn(shape[0])
-    strips = Strips(weight)
+    strips = ThreadSplitWeight(weight)
     assert len(strips.weight) == threads and strips.dense().equal(weight)
     for x in (torch.randn(shape[1]), torch.randn(3, shape[1]), torch.randn(2, 1, shape[1])):
         torch.testing.assert_close(strips.linear(x, bias), F.linear(x, weight, bias))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    monkeypatch.setattr(packing, "NARROW", 4096)
-    assert isinstance(packing.kernel(weight), Blocked)                  # no equal strips
+    monkeypatch.setattr(packing, "NARROW_SIDE", 4096)
+    assert isinstance(find_kernel(weight), OneDNNWeight)                  # no equal strips
 
 
 def test_shapes_that_no_kernel_takes_stay_in_their_bits():
-    assert packing.kernel(quantize(torch.randn(96, 150), 4)) is None
+    assert find_kernel(quantize(torch.randn(96, 150), 4)) is None
 
 
 def test_a_packed_model_keeps_its_names_and_numbers():
@@ -204,7 +207,7 @@ def test_a_packed_model_keeps_its_names_and_numbers():
 
 
 def test_a_packed_model_is_neither_trained_nor_saved(tmp_path):
-    packed = faster(tiny.skyeye().requires_grad_(False))
+    packed = pack_for_cpu(tiny.skyeye().requires_grad_(False))
     with pytest.raises(ModelError, match="packed for inference"):
         packed.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -216,4 +219,4 @@ def test_a_packed_model_is_neither_trained_nor_saved(tmp_path):
 def test_a_saved_model_that_is_loaded_and_packed_answers_the_same(tmp_path):
     folder, ids = tiny.model_folder(tmp_path), tiny.ids(1, 9, tiny.VOCAB)[0]
     plain = list(SkyEyeGPT.from_pretrained(folder).generate(ids, None, 6))
-    assert list(faster(SkyEyeGPT.from_pretrained(folder)).generate(ids, None, 6)) == plain
+    assert list(pack_for_cpu(SkyEyeGPT.from_pretrained(folder)).generate(ids, None, 6)) == plain

@@ -15,14 +15,23 @@ from PIL import Image
 
 import eval as evaluation
 import tiny
-from data import Sample, read_data, render
-from eval import BENCHMARKS, QUESTIONS, Group, text_scores
-from formats.class_folder import QUESTION
-from formats.scoring import foreign, predictions
-from formats.scoring.batching import ahead, batches_of, groups_of
-from formats.scoring.choices import choices
-from formats.scoring.jobs import Job, plan
-from formats.scoring.predictions import RunError
+from data import encode_conversation, load_images
+from eval import EVAL_PROMPTS, Group, answer_log_likelihoods
+from projector import SkyEyeGPT
+from support.checkpoints.files import ModelError
+from support.common import UserError
+from support.evaluation.benchmarks import BENCHMARKS, Job, plan_jobs
+from support.evaluation.runs import (
+    gather_predictions,
+    group_by_picture,
+    load_ahead,
+    load_predictions,
+    make_batches,
+)
+from support.metrics.answers import answer_candidates
+from support.readers import read_data
+from support.readers.common import DataError, Sample
+from support.readers.questions import CLASS_QUESTION
 
 FIXTURES = tiny.DATA / "fixtures"
 NANO = tiny.ROOT / "weights" / "nano"
@@ -155,7 +164,7 @@ def test_every_benchmark_is_asked_by_its_name(name, model, tmp_path, capsys):
     rows = lines(tmp_path / "out")
     assert result["rows"] == len(rows) == len(samples)
     assert {row["source"] for row in rows} == {sample.source for sample in samples}
-    prompt = QUESTIONS[known.task][0].split("{}")[0]
+    prompt = EVAL_PROMPTS[known.task][0].split("{}")[0]
     assert all(row["question"].startswith(prompt) for row in rows)
     assert f"## {name} {split} {known.task}" in capsys.readouterr().out
 
@@ -165,7 +174,7 @@ def test_all_asks_what_is_there_names_what_is_not_and_goes_on_after_a_broken_one
     for name in ("ucm", "rsvqa-hr"):
         LAYOUTS[name](tmp_path / BENCHMARKS[name].folder)
     write(tmp_path / "dior-rsvg/Annotations/0.xml", "<annotation><object><description>")
-    with pytest.raises(evaluation.DataError, match=r"dior-rsvg test: .*test\.txt"):
+    with pytest.raises(DataError, match=r"dior-rsvg test: .*test\.txt"):
         run("--model", model, "--benchmark", "all", "--data", tmp_path, "--output_dir",
             tmp_path / "out")
     found = [(r["benchmark"], r["split"]) for r in metrics(tmp_path / "out")["results"]]
@@ -203,7 +212,7 @@ def test_a_llava_files_turns_are_questions_of_the_benchmarks_task(model, tmp_pat
 def test_a_turn_takes_the_boxes_that_stand_in_it(tmp_path):
     talk = Sample(("a.png",), (("what is at <bbox>", "a ship"), ("where?", "<bbox><bbox>")),
                   "conversation", "", boxes=((0, 0, 1, 1), (2, 2, 3, 3), (4, 4, 5, 5)))
-    first, second = evaluation.single_turns(talk, "refer")
+    first, second = evaluation.split_turns(talk, "refer")
     assert (first.boxes, second.boxes) == (talk.boxes[:1], talk.boxes[1:])
     assert (first.turns, second.task) == (talk.turns[:1], "refer")
 
@@ -242,7 +251,7 @@ def test_the_real_questions_of_rsivqa_are_asked_about_their_pictures(model, tmp_
     ("rsvqa-lr", "RSVQA_LR", "split_test_images.json"), ("capera", "CapERA", "no such video"),
     ("dior-rsvg", "DIOR_RSVG", "in no layout")])
 def test_what_the_real_files_lack_is_told_in_a_line(name, folder, lacks, model, tmp_path):
-    with pytest.raises(evaluation.DataError, match=lacks) as caught:
+    with pytest.raises(DataError, match=lacks) as caught:
         run("--model", model, "--benchmark", name, "--data", FIXTURES / folder,
             "--output_dir", tmp_path)
     assert folder in str(caught.value) and "\n" not in str(caught.value)
@@ -257,26 +266,26 @@ def asked(*pictures):
 
 def test_every_question_is_in_one_group_with_its_picture_and_no_batch_is_too_large():
     samples = asked(*"abcabcabbbbbbbc")
-    groups = groups_of(samples, range(1, 15), 4, lambda i: "")
+    groups = group_by_picture(samples, range(1, 15), 4, lambda i: "")
     assert sorted(sum(groups, [])) == list(range(1, 15))
     assert all(len({samples[i].images for i in own}) == 1 and len(own) <= 4 for own in groups)
     assert sum(samples[own[0]].images == ("b",) for own in groups) == 3     # ten questions
-    batches = list(batches_of(groups, 6, lambda i: ""))
+    batches = list(make_batches(groups, 6, lambda i: ""))
     assert sum(batches, []) == groups
     assert all(sum(map(len, batch)) <= 6 for batch in batches)
 
 
 def test_kinds_are_never_asked_together():
     samples = asked(*"aaaabbbb")
-    groups = groups_of(samples, range(8), 9, lambda i: i % 2)
+    groups = group_by_picture(samples, range(8), 9, lambda i: i % 2)
     assert sorted(map(sorted, groups)) == [[0, 2], [1, 3], [4, 6], [5, 7]]
-    for batch in batches_of(groups, 9, lambda i: i % 2):
+    for batch in make_batches(groups, 9, lambda i: i % 2):
         assert len({i % 2 for own in batch for i in own}) == 1
 
 
 def test_of_what_is_loaded_ahead_nothing_is_lost_and_a_fault_comes_in_its_turn():
-    assert list(ahead(lambda x: x + 1, [1, 2, 3])) == [2, 3, 4]
-    coming = ahead(lambda x: 1 / x, [1, 0, 2])
+    assert list(load_ahead(lambda x: x + 1, [1, 2, 3])) == [2, 3, 4]
+    coming = load_ahead(lambda x: 1 / x, [1, 0, 2])
     assert next(coming) == 1
     with pytest.raises(ZeroDivisionError):
         next(coming)
@@ -284,8 +293,8 @@ def test_of_what_is_loaded_ahead_nothing_is_lost_and_a_fault_comes_in_its_turn()
 
 def test_a_picture_is_loaded_once_for_all_its_questions(model, tmp_path, monkeypatch):
     rsvqa(tmp_path / "data")
-    loaded, load = Counter(), evaluation.load_pictures
-    monkeypatch.setattr(evaluation, "load_pictures",
+    loaded, load = Counter(), load_images
+    monkeypatch.setattr(evaluation, "load_images",
                         lambda paths, *more, **other: loaded.update(paths) or load(paths, *more))
     run("--model", model, "--data", tmp_path / "data", "--output_dir", tmp_path / "out",
         "--batch_size", 3)
@@ -298,10 +307,10 @@ def test_a_picture_is_loaded_once_for_all_its_questions(model, tmp_path, monkeyp
 def test_the_score_of_a_text_is_its_log_probability_when_it_is_read_alone(count):
     model, tokenizer, image = tiny.skyeye(), tiny.tokenizer(), tiny.images(1)
     texts = ["a river", "yes", "some white cars near the river", "no", "a bridge"]
-    prompts = [torch.tensor(render(tokenizer, [("is there a road ?" * i + "[vqa]", None)],
+    prompts = [torch.tensor(encode_conversation(tokenizer, [("is there a road ?" * i + "[vqa]", None)],
                                    tiny.N)[0]) for i in range(1, count + 1)]
     group = Group(list(range(count)), (9, 9), image, [""] * count, prompts)
-    scores = text_scores(model, tokenizer, group, texts, "cpu")
+    scores = answer_log_likelihoods(model, tokenizer, group, texts, "cpu")
     for prompt, own in zip(prompts, scores, strict=True):
         for text, score in zip(texts, own, strict=True):
             end = torch.tensor(tokenizer.encode(text) + [tokenizer.eos])
@@ -313,7 +322,7 @@ def test_the_score_of_a_text_is_its_log_probability_when_it_is_read_alone(count)
 
 def test_the_most_probable_text_is_the_answer(model, tmp_path, monkeypatch):
     rsvqa(tmp_path / "data")
-    monkeypatch.setattr(evaluation, "text_scores", lambda model, tokenizer, group, texts, device:
+    monkeypatch.setattr(evaluation, "answer_log_likelihoods", lambda model, tokenizer, group, texts, device:
                         torch.tensor([[0.0, 1.0]] * len(group.prompts)))
     run("--model", model, "--data", tmp_path / "data", "--rank", "--output_dir", tmp_path / "out")
     said = {row["type"]: row["answer"] for row in lines(tmp_path / "out")}
@@ -321,12 +330,12 @@ def test_the_most_probable_text_is_the_answer(model, tmp_path, monkeypatch):
 
 
 def test_chosen_are_all_classes_that_are_named_and_the_two_answers_of_a_type():
-    samples = [Sample(("a",), ((QUESTION.format("pond, dense residential"), "pond"),), "scene", "",
+    samples = [Sample(("a",), ((CLASS_QUESTION.format("pond, dense residential"), "pond"),), "scene", "",
                       kind="scene"),
                Sample(("a",), (("is it?", "Yes"),), "vqa", "", kind="presence"),
                Sample(("b",), (("is it?", "no."),), "vqa", "", kind="presence"),
                *(Sample(("b",), (("how many?", n),), "vqa", "", kind="count") for n in "123")]
-    assert choices(samples) == {("scene", "scene"): ("dense residential", "pond"),
+    assert answer_candidates(samples) == {("scene", "scene"): ("dense residential", "pond"),
                                 ("vqa", "presence"): ("no", "yes")}
 
 
@@ -368,8 +377,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(cut, model
     shutil.copytree(whole / "out", out)
     text = (out / "predictions.jsonl").read_bytes()
     (out / "predictions.jsonl").write_bytes(text[:cut])
-    left, counted, answer = text[:cut].count(b"\n") + (cut == -1), [], evaluation.write_answers
-    monkeypatch.setattr(evaluation, "write_answers", lambda model, tokenizer, groups, *more: (
+    left, counted, answer = text[:cut].count(b"\n") + (cut == -1), [], evaluation.answer_groups
+    monkeypatch.setattr(evaluation, "answer_groups", lambda model, tokenizer, groups, *more: (
         counted.extend(i for group in groups for i in group.numbers)
         or answer(model, tokenizer, groups, *more)))
     start(model, whole, out)
@@ -383,7 +392,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(cut, model
 def test_other_settings_are_refused_and_named(flags, told, model, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole / "out", out)
-    with pytest.raises(RunError, match="--fresh") as error:
+    with pytest.raises(UserError, match="--fresh") as error:
         start(model, whole, out, *flags)
     assert told in str(error.value) and same(whole / "out", out)
 
@@ -392,13 +401,13 @@ def test_other_data_another_model_and_unknown_answers_are_refused(model, whole, 
     out = tmp_path / "out"
     shutil.copytree(whole / "out", out)
     other = tiny.model_folder(tmp_path / "other", seed=1)
-    with pytest.raises(RunError, match="weights"):
+    with pytest.raises(UserError, match="weights"):
         start(other, whole, out)
     rsivqa(tmp_path / "data")
-    with pytest.raises(RunError, match="data"):
+    with pytest.raises(UserError, match="data"):
         run("--model", model, "--data", tmp_path / "data", "--output_dir", out)
     (out / "predictions.settings.json").unlink()
-    with pytest.raises(RunError, match="no known run"):
+    with pytest.raises(UserError, match="no known run"):
         start(model, whole, out)
 
 
@@ -413,15 +422,15 @@ def test_fresh_starts_anew(model, whole, tmp_path):
 
 def test_a_picture_that_breaks_on_the_way_is_named_and_what_was_answered_stays(
         model, whole, tmp_path, monkeypatch):
-    load = evaluation.load_pictures
+    load = load_images
 
     def broken(paths, *more, **other):
         if paths[0].endswith("1.tif"):
-            raise evaluation.DataError(f"{paths[0]}: cut off")
+            raise DataError(f"{paths[0]}: cut off")
         return load(paths, *more, **other)
 
-    monkeypatch.setattr(evaluation, "load_pictures", broken)
-    with pytest.raises(evaluation.DataError, match=r"1\.tif: cut off"):
+    monkeypatch.setattr(evaluation, "load_images", broken)
+    with pytest.raises(DataError, match=r"1\.tif: cut off"):
         start(model, whole, tmp_path)
     assert 0 < len((tmp_path / "predictions.jsonl").read_text().splitlines()) <= 4
     monkeypatch.undo()
@@ -433,26 +442,26 @@ def test_what_processes_wrote_is_gathered_once_in_order_and_half_a_line_is_none(
     write(tmp_path / "predictions.jsonl", '{"row": 4}\n{"row": 1}\n')
     write(tmp_path / "predictions.rank0.jsonl", '{"row": 1}\n{"row": 0}\n{"row": 2, "ans')
     write(tmp_path / "predictions.rank3.jsonl", '{"row": 3}\n')
-    assert [row["row"] for row in predictions.gather(tmp_path)] == [0, 1, 3, 4]
+    assert [row["row"] for row in gather_predictions(tmp_path)] == [0, 1, 3, 4]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
-    assert predictions.gather(tmp_path) == lines(tmp_path)
+    assert gather_predictions(tmp_path) == lines(tmp_path)
     write(tmp_path / "predictions.jsonl", '{"row": 4}\n{"row"\n{"row": 5}\n')
-    with pytest.raises(RunError, match=r"predictions\.jsonl:2"):
-        predictions.gather(tmp_path)
+    with pytest.raises(UserError, match=r"predictions\.jsonl:2"):
+        gather_predictions(tmp_path)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_the_rows(world, model, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "begin", lambda *_: set())
+    monkeypatch.setattr(evaluation, "begin_run", lambda *_: set())
     args = evaluation.parse_args(["--model", str(model), "--batch_size", "3"])
     job = Job("", "test", (str(whole / "data"),), tmp_path)
-    parts = [{}, evaluation.SkyEyeGPT.from_pretrained(model), tiny.tokenizer(), args]
+    parts = [{}, SkyEyeGPT.from_pretrained(model), tiny.tokenizer(), args]
     for rank in reversed(range(1, world)):
-        evaluation.ask(job, evaluation.read_samples(job, ""), *parts, rank, world)
+        evaluation.answer_job(job, evaluation.read_samples(job, ""), *parts, rank, world)
     own = [[json.loads(line)["row"] for line in file.read_text().splitlines()]
            for file in tmp_path.glob("predictions.rank*.jsonl")]
     assert len(own) == world - 1 and all(own)
-    evaluation.ask(job, evaluation.read_samples(job, ""), *parts, 0, world)
+    evaluation.answer_job(job, evaluation.read_samples(job, ""), *parts, 0, world)
     first = set(range(8)) - set(sum(own, []))
     assert len(sum(own, [])) == 8 - len(first) and first
     assert same_rows(whole / "out", tmp_path)
@@ -531,8 +540,8 @@ def test_one_convention_of_iou_can_be_asked_for(tmp_path):
 def test_a_row_that_cannot_be_scored_is_named(change, told, tmp_path):
     row = {k: v for k, v in (FOREIGN[0] | change).items() if v is not ...}
     file = write(tmp_path / "theirs.jsonl", json.dumps(FOREIGN[0]) + "\n" + json.dumps(row))
-    with pytest.raises(RunError, match=told) as error:
-        foreign.load(file, QUESTIONS)
+    with pytest.raises(UserError, match=told) as error:
+        load_predictions(file, EVAL_PROMPTS)
     assert f"{file}:2: " in str(error.value)
 
 
@@ -554,7 +563,7 @@ def test_the_sheet_shows_rows(whole, tmp_path):
     (["--data", "{data}", "--model", "{empty}"], "config.json: no such file")])
 def test_a_mistake_is_one_line(flags, told, model, whole, tmp_path):
     names = {"data": whole / "data", "empty": tmp_path}
-    with pytest.raises((evaluation.DataError, evaluation.ModelError, RunError)) as error:
+    with pytest.raises((DataError, ModelError, UserError)) as error:
         run("--model", model, "--output_dir", tmp_path / "out",
             *(flag.format(**names) for flag in flags))
     assert re.search(told, str(error.value)) and "\n" not in str(error.value)
@@ -574,21 +583,21 @@ def test_a_question_that_no_context_holds_and_one_without_a_picture_are_named(mo
     flags = ("--model", model, "--benchmark", "floodnet", "--data", tmp_path / "f.json",
              "--output_dir", tmp_path / "out")
     write(tmp_path / "f.json", rows)
-    with pytest.raises(evaluation.DataError, match=r"f\.json:2: no picture"):
+    with pytest.raises(DataError, match=r"f\.json:2: no picture"):
         run(*flags)
     write(tmp_path / "f.json", rows[:1])
-    with pytest.raises(evaluation.DataError, match=r"f\.json:1: \d+ tokens, and the model's"):
+    with pytest.raises(DataError, match=r"f\.json:1: \d+ tokens, and the model's"):
         run(*flags, "--prompt", "{} is it" * 300)
 
 
 def test_jobs_go_where_they_are_told(tmp_path):
     for name in ("UCM-Captions", "rsvg"):
         (tmp_path / name).mkdir()
-    jobs, absent = plan("all", "", [str(tmp_path)], None, BENCHMARKS)
+    jobs, absent = plan_jobs("all", "", [str(tmp_path)], None, BENCHMARKS)
     assert [str(job.folder) for job in jobs] == [
         "out/eval/ucm-test", "out/eval/rsvg-val", "out/eval/rsvg-test"]
     assert len(absent) == len(BENCHMARKS) - 2
-    [job], _ = plan("ucm", "", [str(tmp_path)], tmp_path / "out", BENCHMARKS)
+    [job], _ = plan_jobs("ucm", "", [str(tmp_path)], tmp_path / "out", BENCHMARKS)
     assert (job.folder, job.split, job.name) == (tmp_path / "out", "test", "ucm test")
-    [job], _ = plan("", "", [str(tmp_path)], None, BENCHMARKS)
+    [job], _ = plan_jobs("", "", [str(tmp_path)], None, BENCHMARKS)
     assert job.folder == Path("out/eval")

@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from data import collate
-from formats.training.flops import flops, matmul_rate
-from formats.training.log import Log
-from llama import segment_mask
+from llama import packed_mask
 from lora import LoRAConfig
 from projector import SkyEyeGPT
+from support.training.flops import count_flops, matmul_rate
+from support.training.log import TrainLog
 from train import TrainConfig, is_trained
 
 LLAMA = dataclasses.replace(tiny.TALKER, depth=3)
@@ -78,7 +78,7 @@ def test_the_count_is_that_of_every_product_but_for_attention_to_what_is_hidden(
     config = CONFIGS[name]
     batch = make_batch(config, kind)
     everywhere = torch.full_like(batch["ids"], batch["ids"].shape[1] - 1)
-    assert flops(config, batch | {"positions": everywhere}, tune, train_vit) == counted(
+    assert count_flops(config, batch | {"positions": everywhere}, tune, train_vit) == counted(
         config, batch, tune, train_vit)
 
 
@@ -88,11 +88,11 @@ def test_attention_is_counted_where_a_token_may_look(kind):
     config = CONFIGS["none"]
     batch = make_batch(config, kind)
     T, D, depth = batch["ids"].shape[1], config.llama.width, config.llama.depth
-    mask = segment_mask(batch.get("segments", torch.zeros_like(batch["ids"])))[:, 0]    # [B, T, T]
+    mask = packed_mask(batch.get("segments", torch.zeros_like(batch["ids"])))[:, 0]    # [B, T, T]
     spoken = (batch["labels"][:, 1:] != -100)[..., None]
     hidden = (depth - 1) * (~mask).sum() + (~mask[:, :-1] & spoken).sum()
     everywhere = torch.full_like(batch["ids"], T - 1)
-    less = flops(config, batch | {"positions": everywhere}, "full") - flops(config, batch, "full")
+    less = count_flops(config, batch | {"positions": everywhere}, "full") - count_flops(config, batch, "full")
     assert less == 12 * D * hidden > 0
 
 
@@ -101,12 +101,12 @@ def test_padding_counts_nothing(tmp_path):
     rows = tiny.rows(tiny.captions(tmp_path, 4), questions=2)
     items = [rows[0, i] for i in range(4)]
     assert len({len(item["ids"]) for item in items}) > 1
-    together = flops(config, collate(items), "lora")
-    assert together == sum(flops(config, collate([item]), "lora") for item in items)
+    together = count_flops(config, collate(items), "lora")
+    assert together == sum(count_flops(config, collate([item]), "lora") for item in items)
 
 
 def test_the_log_tells_what_this_process_reached_and_what_part_of_a_product_that_is(tmp_path):
-    log = Log(tmp_path / "log.jsonl", 2, 0, list, lambda batch: 6e9 * len(batch["ids"]), 1e6)
+    log = TrainLog(tmp_path / "log.jsonl", 2, 0, list, lambda batch: 6e9 * len(batch["ids"]), 1e6)
     batch = {"ids": torch.ones(5, 3), "images": None}
     for step in (1, 2, 3, 4):
         said = log.add(step, 0.5, 0.1, 2.0, [batch, batch], 3, [])

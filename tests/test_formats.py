@@ -6,28 +6,27 @@ import shutil
 import pytest
 
 import tiny
-from data import TASKS, Sample
-from formats import (
-    capera,
-    caption_lists,
-    class_folder,
-    coco,
-    dior_rsvg,
-    dota,
-    floodnet,
-    lines,
-    llava,
-    nwpu_captions,
-    rsicd,
-    rsivqa,
-    rsvqa,
-    skyeye,
-    voc,
+from data import TEMPLATES
+from support.readers import FORMATS
+from support.readers.captions import NWPU_SENTENCES, read_capera
+from support.readers.common import Sample, class_name
+from support.readers.conversations import (
+    SKYEYE_FILES,
+    describe_skyeye_fields,
+    read_llava,
+    read_skyeye,
 )
-from formats.skyeye_names import FILES
+from support.readers.objects import read_dior_rsvg
+from support.readers.questions import (
+    QUESTION_TYPES,
+    question_type,
+    read_floodnet,
+    read_question_lines,
+)
 
-MODULES = (llava, skyeye, rsicd, nwpu_captions, caption_lists, capera, rsvqa, rsivqa,
-           floodnet, coco, dior_rsvg, voc, dota, class_folder)
+MODULES = tuple(FORMATS.values())
+(llava, skyeye, rsicd, nwpu_captions, caption_lists, capera, rsvqa, rsivqa, floodnet, coco,
+ dior_rsvg, voc, dota, class_folder) = MODULES
 FIXTURES = tiny.DATA / "fixtures"
 
 
@@ -53,7 +52,7 @@ def read(module, place, split="train"):
     for row in rows:
         assert not isinstance(row, Exception), row
         sample = Sample(**row | {"images": tuple(row["images"])})
-        assert sample.task in TASKS and sample.source.startswith(str(place))
+        assert sample.task in TEMPLATES and sample.source.startswith(str(place))
         assert all(isinstance(text, str) for turn in sample.turns for text in turn)
         assert not any(name.startswith("/") or ".." in name for name in sample.images)
     return rows
@@ -98,7 +97,7 @@ def make_rsicd(place):
 
 
 def make_nwpu(place):
-    texts = {name: "a plane ." for name in nwpu_captions.SENTENCES}
+    texts = {name: "a plane ." for name in NWPU_SENTENCES}
     write(place / "dataset_nwpu.json", {
         "airplane": [texts | {"filename": "airplane_001.jpg", "imgid": 0, "split": "train"},
                      texts | {"filename": "airplane_002.jpg", "imgid": 1, "split": "test"}],
@@ -224,7 +223,7 @@ def test_floodnets_questions_go_with_the_pictures_of_their_split(tmp_path):
         ("flooded", "Condition_Recognition"), ("4", "Simple_Counting")]
     write(tmp_path / "Questions/Test_Question.json", {"7": {"Image_ID": "1.JPG", "Question": "a?",
                                                             "Question_Type": "Yes_No"}})
-    [error] = floodnet.read(tmp_path, "test")
+    [error] = read_floodnet(tmp_path, "test")
     assert "Test_Question.json:7: no 'Ground_Truth'" in str(error)
 
 
@@ -244,7 +243,7 @@ MAKERS = {rsicd: make_rsicd, nwpu_captions: make_nwpu, caption_lists: make_lists
 
 
 def name_of(module):
-    return module.__name__.split(".")[-1]
+    return next(name for name, reader in FORMATS.items() if reader is module)
 
 
 @pytest.mark.parametrize("module", MAKERS, ids=name_of)
@@ -448,18 +447,18 @@ def test_every_real_question_of_rsivqa_is_a_line_and_has_a_kind(tmp_path):
     for name, rows in json.loads((tiny.DATA / "vqa_text.json").read_text())["rsivqa"].items():
         rows = rows[:3000]
         file = write(tmp_path / f"{name}.txt", "".join(f"{p}:{q}{a}\n" for p, q, a in rows))
-        for (picture, row), (name, question, answer) in zip(lines.read(file), rows, strict=True):
+        for (picture, row), (name, question, answer) in zip(read_question_lines(file), rows, strict=True):
             assert (picture, row["turns"][0][1]) == (name, answer.strip())
             assert row["turns"][0][0] == question.strip().removesuffix("?").strip() + " ?"
-            assert row["kind"] in lines.KINDS
+            assert row["kind"] in QUESTION_TYPES
 
 
 def test_a_line_parts_at_its_first_colon_and_last_question_mark(tmp_path):
     text = "a.tif:at 10:30? is it day?yes: it is\nb:of what color is it?red\n"
-    (one, row), (two, _) = lines.read(write(tmp_path / "q.txt", text))
+    (one, row), (two, _) = read_question_lines(write(tmp_path / "q.txt", text))
     assert (one, two) == ("a.tif", "b")
     assert row["turns"] == (("at 10:30? is it day ?", "yes: it is"),)
-    assert lines.kind("of what color is it") == "color" and lines.kind("why") == ""
+    assert question_type("of what color is it") == "color" and question_type("why") == ""
 
 
 # ---- objects -------------------------------------------------------------------------------------
@@ -570,7 +569,7 @@ def test_the_real_lists_of_dior_rsvg_share_38320_objects_out(tmp_path):
         objects = "".join(xml_object("ship", (0, 0, 1, 1), f"<description>{i}</description>")
                           for i in range(958 * file, 958 * (file + 1)))
         write(tmp_path / "Annotations" / f"{file:05}.xml", XML.format("a.jpg", objects))
-    said = {split: {int(row["turns"][0][0]) for row in dior_rsvg.read(tmp_path, split)}
+    said = {split: {int(row["turns"][0][0]) for row in read_dior_rsvg(tmp_path, split)}
             for split in ("train", "val", "test")}
     assert {split: len(of) for split, of in said.items()} == {
         "train": 26_991, "val": 3_829, "test": 7_500}
@@ -588,7 +587,7 @@ def test_the_real_lists_of_dior_rsvg_share_38320_objects_out(tmp_path):
     ("Expressway-Service-area", "expressway service area"), ("T junction", "t junction"),
     ("Pond", "pond"), ("tenniscourt", "tennis court"), ("baseballdiamond", "baseball diamond")])
 def test_class_names_become_the_papers_words(name, words):
-    assert class_folder.plain(name) == words
+    assert class_name(name) == words
 
 
 def test_a_missing_list_of_a_split_is_never_all_pictures(tmp_path):
@@ -672,7 +671,7 @@ def test_a_conversation_that_is_wrong_is_named_and_the_next_one_is_read(tmp_path
     place = write(tmp_path / "talk.json", [talk("a", "b"), BAD_TALKS[what], talk("c", "d")])
     line = fault(llava, place)
     assert line.startswith(f"{place}:2: ") and what in line
-    assert sum(isinstance(row, dict) for row in llava.read(place, "train")) == 2
+    assert sum(isinstance(row, dict) for row in read_llava(place, "train")) == 2
 
 
 @real(tiny.DATA / "rsicd")
@@ -712,7 +711,7 @@ def make_release(place):
 def test_all_released_files_are_known_with_task_and_pictures(tmp_path):
     make_release(tmp_path)
     rows = {row["source"].split("/")[-1].split(".")[0]: row for row in read(skyeye, tmp_path)}
-    assert len(rows) == 19 == len(FILES)
+    assert len(rows) == 19 == len(SKYEYE_FILES)
     for stem, row in rows.items():
         key = max((name for name in PLACES if stem.removeprefix("caption_").startswith(name)),
                   key=len)
@@ -738,7 +737,7 @@ def test_what_each_file_calls_its_fields_is_told(tmp_path):
     make_release(tmp_path)
     write(tmp_path / "caption/caption_RSICD_train.json", [{"image_id": "0.jpg", "text": "a port"}])
     write(tmp_path / "vqa/UCMvqa.json", [{"image": "0.jpg", "odd": 1}])
-    told = list(skyeye.matched(tmp_path))
+    told = list(describe_skyeye_fields(tmp_path))
     assert len(told) == 19
     assert "caption/caption_RSICD_train.json: image <- image_id, caption <- text" in told
     assert "vg/rsvg.json: image <- image, expression <- expression, box <- bbox" in told
@@ -775,7 +774,7 @@ def test_a_released_row_that_is_wrong_is_named_and_the_others_are_read(tmp_path,
     place = write(tmp_path / folder / "more.json", [{"image": "a.jpg", **ROWS[folder]}, row])
     line = fault(skyeye, tmp_path)
     assert line.startswith(f"{place}:2: ") and what in line
-    assert sum(isinstance(row, dict) for row in skyeye.read(tmp_path, "train")) == 3
+    assert sum(isinstance(row, dict) for row in read_skyeye(tmp_path, "train")) == 3
 
 
 # ---- rows that are wrong -------------------------------------------------------------------------
@@ -870,4 +869,4 @@ def test_a_picture_outside_the_folder_stays_named_so_and_is_not_looked_for(tmp_p
         assert row["images"] == [name]
     make_capera(tmp_path)
     changed(tmp_path / "CapERA_DATASET_train.json", "Fire_001.mp4", name)
-    assert next(iter(capera.read(tmp_path, "train")))["images"] == [name]
+    assert next(iter(read_capera(tmp_path, "train")))["images"] == [name]

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 import tiny
-from formats.training.starting import draw_ordered
-from llama import PRESETS, Llama, apply_rope, attention, rope_angles, sample, segment_mask
+from llama import PRESETS, Llama, apply_rope, attention, packed_mask, rope_angles, sample
+from train import init_number_tokens
 
 CONFIG = tiny.LLAMA
 D, H, V = CONFIG.width, CONFIG.heads, CONFIG.vocab_size
@@ -82,7 +82,7 @@ def test_tensor_names_and_shapes_are_those_of_the_released_files():
 def test_ordered_start_values_are_nearer_the_nearer_their_numbers_and_no_larger_than_others():
     model, numbers = Llama(CONFIG), [7, 3, 40, 41, 12, 60, 5]     # ids that stand for 0 .. 6
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    draw_ordered(model, numbers)
+    init_number_tokens(model, numbers)
     others = [i for i in range(61) if i not in numbers]
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         table = model.state_dict()[name]
@@ -172,7 +172,7 @@ def test_the_last_layer_at_some_places_is_what_it_is_at_all(llama, masked):
     x = tiny.ids(2, 7)
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 2, -1]])
     more = {"positions": torch.tensor([[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 3, 4, 2, 0]]),
-            "mask": segment_mask(segments)} if masked else {}
+            "mask": packed_mask(segments)} if masked else {}
     whole = llama.model(x, **more)
     some = llama.model(x, **more, at=PLACES)
     assert torch.allclose(some, whole[torch.arange(2)[:, None], PLACES], atol=1e-5)
@@ -193,7 +193,7 @@ def test_so_it_is_behind_a_cache(llama):
 def test_attention_in_chunks_is_attention_and_so_are_its_gradients(chunk):
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4],
                              [0, 0, 1, 1, 1, 2, 2, 2, 2, -1, -1]])
-    mask = segment_mask(segments)
+    mask = packed_mask(segments)
     drawn = torch.randn(3, 2, H, 11, D // H, generator=torch.Generator().manual_seed(0))
     whole, parts = drawn.clone().requires_grad_(), drawn.clone().requires_grad_()
     wanted = attention(*whole, mask)

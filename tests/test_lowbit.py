@@ -12,13 +12,12 @@ import torch.nn.functional as F
 import eval
 import tiny
 import train
-from formats.released.faster import faster
-from formats.released.kept import copied
-from formats.released.lowbit import LowBit
-from formats.released.quantize import quantize
-from formats.released.tensors import ModelError
 from llama import LlamaConfig
 from projector import SkyEyeGPT
+from support.checkpoints.files import ModelError, cast_copy
+from support.inference.cpu_kernels import pack_for_cpu
+from support.inference.quantization import QuantizedTensor, quantize
+from support.readers.common import DataError
 from train import TrainConfig, build_model, make_optimizer
 
 BOTH = pytest.mark.parametrize("bits", [8, 4])
@@ -126,8 +125,8 @@ def test_few_tokens_in_bfloat16_give_what_many_give():
 @BOTH
 def test_a_weight_is_moved_and_read_but_not_written_to(bits):
     low = quantize(numbers(20, 70), bits)
-    assert isinstance(low.bfloat16(), LowBit) and low.bfloat16().scale.dtype == torch.bfloat16
-    assert isinstance(torch.nn.Parameter(low, requires_grad=False), LowBit)
+    assert isinstance(low.bfloat16(), QuantizedTensor) and low.bfloat16().scale.dtype == torch.bfloat16
+    assert isinstance(torch.nn.Parameter(low, requires_grad=False), QuantizedTensor)
     assert torch.equal(low + 1, low.dequantize() + 1) and "[20, 70]" in repr(low)
     for write in (lambda: low.add_(1), lambda: low[0].zero_(), lambda: low.copy_(numbers(20, 70))):
         with pytest.raises(ValueError, match="not written to"):
@@ -139,7 +138,7 @@ def test_a_weight_is_moved_and_read_but_not_written_to(bits):
 @BOTH
 def test_linear_weights_alone_are_in_few_bits_and_the_heads_and_the_eyes_in_8(folder, bits):
     model = SkyEyeGPT.from_pretrained(folder, bits=bits)
-    low = {name: p for name, p in model.state_dict().items() if isinstance(p, LowBit)}
+    low = {name: p for name, p in model.state_dict().items() if isinstance(p, QuantizedTensor)}
     eye = {name for name in low if name.startswith("visual_encoder.")}
     speaker = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
                "lm_head")
@@ -162,7 +161,7 @@ def test_the_eyes_activations_are_not_rounded_when_it_is_packed(folder, bits):
     block, x = model.visual_encoder.blocks[0].attn, numbers(1, 7, tiny.VIT.width)
     x[..., 3] *= 1000
     before = block(x)
-    assert torch.equal(faster(model).visual_encoder.blocks[0].attn(x), before)
+    assert torch.equal(pack_for_cpu(model).visual_encoder.blocks[0].attn(x), before)
 
 
 @BOTH
@@ -187,24 +186,24 @@ def test_a_lora_is_merged_into_floats(folder, bits):
     model.merge()
     assert error(model(ids), before) < 1e-5
     attention = model.llama_model.model.layers[0].self_attn
-    assert not isinstance(attention.q_proj.weight, LowBit)
-    assert isinstance(attention.k_proj.weight, LowBit)
+    assert not isinstance(attention.q_proj.weight, QuantizedTensor)
+    assert isinstance(attention.k_proj.weight, QuantizedTensor)
 
 
 def test_float16_becomes_bfloat16_as_torch_would_make_it():
     x = torch.arange(1 << 16).to(torch.uint16).view(torch.float16)         # all there are
     x = x[~x.isnan()].expand(9, -1)                                        # 573,444: two parts
     for wanted in (torch.bfloat16, torch.float32):
-        found = copied(x, "cpu", wanted)
+        found = cast_copy(x, "cpu", wanted)
         assert torch.equal(found, x.to(wanted)) and found.dtype == wanted
     same = x[0].clone()
-    assert copied(same, "cpu", torch.float16).data_ptr() != same.data_ptr()
+    assert cast_copy(same, "cpu", torch.float16).data_ptr() != same.data_ptr()
 
 
 PEAK = """
 import re, sys
 import torch
-from formats.released.quantize import quantize
+from support.inference.quantization import quantize
 from projector import SkyEyeGPT
 quantize(torch.ones(1, 1), 8).detach()      # torch loads 50 MB of modules then
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
@@ -240,7 +239,7 @@ def test_a_step_teaches_the_lora_what_it_would_beside_the_float_weights(tmp_path
     for dense in (False, True):
         torch.manual_seed(0)
         model, _ = build_model(config, "cpu")
-        low = {name: p for name, p in model.named_parameters() if isinstance(p, LowBit)}
+        low = {name: p for name, p in model.named_parameters() if isinstance(p, QuantizedTensor)}
         held = {name: (p.q.clone(), p.scale.clone()) for name, p in low.items()}
         if dense:
             for name, p in low.items():
@@ -281,7 +280,7 @@ def test_what_was_trained_beside_4_bits_goes_on_and_loads_with_and_without_them(
 
 @pytest.mark.parametrize("more", [{"tune": "full"}, {"train_vit": True}, {"model": ""}])
 def test_what_would_train_low_bits_is_refused_in_a_line(folder, more):
-    with pytest.raises(train.DataError, match="--bits 8: only of a --model") as caught:
+    with pytest.raises(DataError, match="--bits 8: only of a --model") as caught:
         build_model(settings(folder, bits=8, **more), "cpu")
     assert "\n" not in str(caught.value)
 

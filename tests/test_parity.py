@@ -12,12 +12,12 @@ from PIL import Image
 
 import golden
 import layouts
-import projector
 import tiny
-from data import Tokenizer, preprocess, render
-from formats.released import store
+from data import Tokenizer, encode_conversation, preprocess
 from llama import Llama, LlamaConfig
 from projector import SkyEyeConfig, SkyEyeGPT
+from support.checkpoints.load import load_llama, load_vit
+from support.tools.convert import build_from_parts, convert, main
 from tiny import TALKER
 from vit import ViT, ViTConfig
 
@@ -62,7 +62,7 @@ def their_llama():
 def test_llamas_logits_and_greedy_tokens(their_llama, tmp_path, shards):
     their_llama.save_pretrained(tmp_path, max_shard_size=shards)
     assert len(list(tmp_path.glob("*.safetensors"))) > (shards == "100KB")
-    ours, ids = Llama.load(tmp_path), tiny.ids(3, 41, TALKER.vocab_size)
+    ours, ids = load_llama(tmp_path), tiny.ids(3, 41, TALKER.vocab_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), their_llama(ids).logits, **NEAR)
     x, cache = ours.model.embed_tokens(ids[:1]), ours.cache(1, 100)
@@ -74,7 +74,7 @@ def test_a_merged_model_is_a_llama_that_transformers_loads(tmp_path):
     model = tiny.skyeye(dataclasses.replace(tiny.SKYEYE, prompt="minigpt_v2")).requires_grad_(False)
     model.save_pretrained(tmp_path / "ours")
     (tmp_path / "ours" / "tokenizer.model").write_bytes(tiny.tokenizer_bytes())
-    projector.main(["--model", str(tmp_path / "ours"), "--out", str(tmp_path / "llama"),
+    main(["--model", str(tmp_path / "ours"), "--out", str(tmp_path / "llama"),
                     "--form", "llama", "--dtype", "fp32"])
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
     ids = tiny.ids(2, 30, TALKER.vocab_size)
@@ -97,7 +97,7 @@ def test_a_lora_exported_as_a_peft_folder_is_what_peft_loads(tmp_path):
     model = tiny.skyeye().requires_grad_(False)
     tiny.model_folder(tmp_path / "ours")
     for form in ("llama", "peft"):
-        projector.main(["--model", str(tmp_path / "ours"), "--out", str(tmp_path / form),
+        main(["--model", str(tmp_path / "ours"), "--out", str(tmp_path / form),
                         "--form", form, "--dtype", "fp32"])
     base = transformers.LlamaForCausalLM(hf_llama()).eval()
     base.load_state_dict({k.removeprefix("llama_model."): v for k, v in model.state_dict().items()
@@ -118,7 +118,7 @@ def test_clips_features_after_the_last_but_one_block(tmp_path):
     images = tiny.images(3)
     with torch.no_grad():
         found = theirs(images, output_hidden_states=True).hidden_states[-2][:, 1:]
-        torch.testing.assert_close(ViT.load(tmp_path / "clip", CLIP)(images), found, **NEAR)
+        torch.testing.assert_close(load_vit(tmp_path / "clip", CLIP)(images), found, **NEAR)
 
 
 def their_eva():
@@ -148,7 +148,7 @@ def test_blip2s_vision_tower(tmp_path):
     theirs, features = their_eva()
     save_vision(theirs, tmp_path / "blip2")
     with torch.no_grad():
-        torch.testing.assert_close(ViT.load(tmp_path / "blip2", EVA)(tiny.images(3)),
+        torch.testing.assert_close(load_vit(tmp_path / "blip2", EVA)(tiny.images(3)),
                                    features(tiny.images(3)), **NEAR)
 
 
@@ -176,13 +176,13 @@ def test_skyeyegpt_from_its_three_downloads_to_its_words(tmp_path):
     torch.save({"model": tensors, "epoch": 1}, tmp_path / "SkyEyeGPT.pth")
     places = {"llama": tmp_path / "llama", "vit": tmp_path / "blip2",
               "adapter": tmp_path / "SkyEyeGPT.pth"}
-    store.convert(places, tmp_path / "out", False, lambda *parts: projector.build(
+    convert(places, tmp_path / "out", False, lambda *parts: build_from_parts(
         *parts, "", str(places["llama"]), EVA))
     ours = SkyEyeGPT.from_pretrained(tmp_path / "out")
 
     images = torch.stack([preprocess(random_picture(i), 30) for i in range(2)])
     tokenizer = Tokenizer(tmp_path / "out" / "tokenizer.model")
-    ids = torch.tensor(render(tokenizer, [("[vqa] is there a road ?", None)], 9, 2,
+    ids = torch.tensor(encode_conversation(tokenizer, [("[vqa] is there a road ?", None)], 9, 2,
                               ours.config.prompt)[0])
     with torch.no_grad():
         visual = bridge(features(images).reshape(2, 9, 96)).flatten(0, 1)
@@ -203,8 +203,8 @@ def test_llava_from_a_picture_to_logits_and_words(tmp_path, size):
     torch.manual_seed(7)
     theirs = random(transformers.LlavaForConditionalGeneration(told))
     write_as_published(theirs, tmp_path / "llava")
-    store.convert({"llama": tmp_path / "llava"}, tmp_path / "out", False,
-                  lambda *parts: projector.build(*parts, "", str(tmp_path / "llava"), CLIP))
+    convert({"llama": tmp_path / "llava"}, tmp_path / "out", False,
+                  lambda *parts: build_from_parts(*parts, "", str(tmp_path / "llava"), CLIP))
     ours = SkyEyeGPT.from_pretrained(tmp_path / "out")
     assert ours.config == SkyEyeConfig(CLIP, SPEAKER, None, 1, "mlp2x_gelu", "vicuna_v1",
                                        str(tmp_path / "llava"))
@@ -214,7 +214,7 @@ def test_llava_from_a_picture_to_logits_and_words(tmp_path, size):
     images = preprocess(picture, 30, style="vicuna_v1")[None]
     torch.testing.assert_close(images, pixels, rtol=0, atol=1e-6)
     tokenizer = Tokenizer(tmp_path / "out" / "tokenizer.model")
-    ids = torch.tensor(render(tokenizer, [("is there a road ?", None)], 36, 1, "vicuna_v1")[0])
+    ids = torch.tensor(encode_conversation(tokenizer, [("is there a road ?", None)], 36, 1, "vicuna_v1")[0])
     marked = torch.where(ids < 0, 32000, ids)[None]
     with torch.no_grad():
         logits = theirs(input_ids=marked, pixel_values=pixels).logits[..., :32000]

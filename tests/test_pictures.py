@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+import support.images.clips as clips
+import support.images.common as limits
+import support.images.read as reading
+import support.images.tiff as segments
 import tiny
-from formats.pictures import clip, limits, reading, segments, video
-from formats.pictures.reading import PictureError, read_picture
+from support.images.clips import is_clip, read_clip
+from support.images.common import PictureError
+from support.images.read import read_picture
 
 TIFFFILE = importlib.util.find_spec("tifffile") is not None
 needs_tifffile = pytest.mark.skipif(not TIFFFILE, reason="tifffile is optional")
@@ -410,7 +415,7 @@ def test_a_missing_decoder_names_imagecodecs(tmp_path, monkeypatch):
     def gather(*_):
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
-    monkeypatch.setattr(segments, "gather", gather)
+    monkeypatch.setattr(segments, "gather_segments", gather)
     assert "pip install imagecodecs" in refusal(path)
 
 
@@ -473,7 +478,7 @@ def test_pillows_own_limit_is_what_it_was(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
 def test_a_picture_over_the_limit_is_refused_with_its_size(tmp_path, monkeypatch, suffix):
     for module in (limits, reading):
-        monkeypatch.setattr(module, "LIMIT", 1000)
+        monkeypatch.setattr(module, "MAX_PIXELS", 1000)
     assert "0 million pixels, at most" in refusal(save(tmp_path / f"a.{suffix}", BYTES))
 
 
@@ -499,9 +504,9 @@ def test_a_jpeg_may_be_decoded_smaller(tmp_path, near, side):
 @pytest.fixture
 def small_is_large(monkeypatch):
     """Pictures of over 1000 pixels are reduced to at most 20 on a side."""
-    monkeypatch.setattr(limits, "LARGE", 1000)
-    monkeypatch.setattr(limits, "LONGEST", 20)
-    monkeypatch.setattr("formats.pictures.pillow.LONGEST", 20)
+    monkeypatch.setattr(limits, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(limits, "MAX_SIDE", 20)
+    monkeypatch.setattr("support.images.read.MAX_SIDE", 20)
 
 
 def blocks(truth, factor):
@@ -564,7 +569,7 @@ def test_without_tifffile_a_large_tiff_is_reduced_after_decoding(tmp_path, monke
 
 PEAK = """
 import resource, sys
-from formats.pictures.reading import read_picture
+from support.images.read import read_picture
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 picture = read_picture(sys.argv[1])
 print(picture.size, picture.image.size, picture.image.getpixel((100, 100)),
@@ -595,19 +600,19 @@ def test_a_folder_of_frames_is_in_the_order_of_its_numbers(tmp_path):
     for i, frame in enumerate(FRAMES):
         frame.save(tmp_path / f"frame{i}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
-    assert clip.is_clip(tmp_path)
-    assert colors(clip.read_clip(tmp_path, 12)) == colors(clip.read_clip(tmp_path, 99)) \
+    assert is_clip(tmp_path)
+    assert colors(read_clip(tmp_path, 12)) == colors(read_clip(tmp_path, 99)) \
         == colors(FRAMES)
-    assert colors(clip.read_clip(tmp_path, 1)) == colors(FRAMES[6:7])
-    assert colors(clip.read_clip(tmp_path, 4)) == colors([FRAMES[i] for i in (1, 4, 7, 10)])
+    assert colors(read_clip(tmp_path, 1)) == colors(FRAMES[6:7])
+    assert colors(read_clip(tmp_path, 4)) == colors([FRAMES[i] for i in (1, 4, 7, 10)])
 
 
 def test_an_empty_folder_and_a_broken_frame_are_named(tmp_path):
     with pytest.raises(PictureError, match="no pictures in this folder"):
-        clip.read_clip(tmp_path)
+        read_clip(tmp_path)
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(PictureError, match="a.png: not a picture"):
-        clip.read_clip(tmp_path)
+        read_clip(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
@@ -615,19 +620,19 @@ def test_an_animation_is_a_clip_and_a_still_is_not(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     extra = {"lossless": True} if suffix == "webp" else {}
     FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:], **extra)
-    assert clip.is_clip(path)
-    assert colors(clip.read_clip(path, 3)) == colors([FRAMES[i] for i in (2, 6, 10)])
+    assert is_clip(path)
+    assert colors(read_clip(path, 3)) == colors([FRAMES[i] for i in (2, 6, 10)])
     FRAMES[0].save(path)
-    assert not clip.is_clip(path) and not clip.is_clip(tmp_path / f"gone.{suffix}")
-    assert not clip.is_clip(save(tmp_path / "a.png", BYTES))
+    assert not is_clip(path) and not is_clip(tmp_path / f"gone.{suffix}")
+    assert not is_clip(save(tmp_path / "a.png", BYTES))
 
 
 def test_a_video_without_ffmpeg_names_it(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"x")
-    monkeypatch.setattr(video.shutil, "which", lambda _: None)
-    assert clip.is_clip(tmp_path / "a.mp4")
+    monkeypatch.setattr(clips.shutil, "which", lambda _: None)
+    assert is_clip(tmp_path / "a.mp4")
     with pytest.raises(PictureError, match="a.mp4: a video is read by ffmpeg"):
-        clip.read_clip(tmp_path / "a.mp4")
+        read_clip(tmp_path / "a.mp4")
 
 
 FAKE = """#!{python}
@@ -644,9 +649,9 @@ def test_ffmpeg_is_asked_for_the_frames_in_the_middle(tmp_path, monkeypatch):
     program = tmp_path / "ffmpeg"
     program.write_text(FAKE.format(python=sys.executable))
     program.chmod(0o755)
-    monkeypatch.setattr(video.shutil, "which", lambda _: str(program))
+    monkeypatch.setattr(clips.shutil, "which", lambda _: str(program))
     (tmp_path / "a.mp4").write_bytes(b"x")
-    images = clip.read_clip(tmp_path / "a.mp4", 3)
+    images = read_clip(tmp_path / "a.mp4", 3)
     assert [np.array(image).mean() for image in images] == [2, 6, 10]
 
 
@@ -656,10 +661,10 @@ def test_a_real_video_gives_its_frames(tmp_path, monkeypatch):
         frame.resize((64, 48)).save(tmp_path / f"{i}.png")
     subprocess.run([ffmpeg, "-v", "error", "-i", f"{tmp_path}/%d.png", f"{tmp_path}/-a b.mp4"],
                    check=True)
-    monkeypatch.setattr(video.shutil, "which", lambda _: ffmpeg)
-    images = clip.read_clip(tmp_path / "-a b.mp4", 3)
+    monkeypatch.setattr(clips.shutil, "which", lambda _: ffmpeg)
+    images = read_clip(tmp_path / "-a b.mp4", 3)
     truth = [np.array(FRAMES[i]).mean((0, 1)) for i in (2, 6, 10)]
     assert np.abs(np.array([np.array(i).mean((0, 1)) for i in images]) - truth).max() < 8
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(PictureError, match="is the file complete"):
-        clip.read_clip(tmp_path / "bad.mp4")
+        read_clip(tmp_path / "bad.mp4")

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from data import collate
-from llama import segment_mask
-from projector import PRESETS, ModelError, Projector, SkyEyeConfig, SkyEyeGPT
+from llama import packed_mask
+from projector import PRESETS, LinearProjector, SkyEyeConfig, SkyEyeGPT
+from support.checkpoints.files import ModelError
 from tiny import TALKER, VOCAB, N
 
 
@@ -31,7 +32,7 @@ def picture_row(*parts):
 
 def test_the_projector_has_23_072_768_parameters():
     with torch.device("meta"):
-        projector = Projector(PRESETS["skyeyegpt"])
+        projector = LinearProjector(PRESETS["skyeyegpt"])
     assert sum(p.numel() for p in projector.parameters()) == 23_072_768
     assert projector.weight.shape == (4096, 5632)
     assert PRESETS["skyeyegpt"].visual_tokens == 256
@@ -42,7 +43,7 @@ def test_four_neighbors_in_a_row_are_joined_in_order():
     config = dataclasses.replace(
         tiny.SKYEYE, vit=dataclasses.replace(tiny.VIT, image_size=40, width=2),
         llama=dataclasses.replace(TALKER, width=8))
-    projector = Projector(config)
+    projector = LinearProjector(config)
     torch.nn.init.eye_(projector.weight)
     torch.nn.init.zeros_(projector.bias)
     numbers = torch.arange(128.0).view(2, 64, 1)                    # 8 x 8 patches, two pictures
@@ -144,7 +145,7 @@ def test_the_model_does_not_learn_to_ask():
 # ---- several questions behind one picture --------------------------------------------------------
 
 def test_a_segment_sees_the_prefix_and_itself_and_no_later_token():
-    mask = segment_mask(torch.tensor([[0, 0, 1, 1, 2, 2, -1]]))[0, 0].int().tolist()
+    mask = packed_mask(torch.tensor([[0, 0, 1, 1, 2, 2, -1]]))[0, 0].int().tolist()
     assert mask == [[1, 0, 0, 0, 0, 0, 0],
                     [1, 1, 0, 0, 0, 0, 0],
                     [1, 1, 1, 0, 0, 0, 0],

@@ -7,14 +7,14 @@ import torch
 
 import chat
 import eval as evaluation
-import projector
 import tiny
 import train
 from chat import Conversation
 from data import Tokenizer
-from formats.checking.command import parse_args as parse_data_args
-from formats.scoring.overlap import iou
 from projector import PRESETS, SkyEyeGPT
+from support.metrics.boxes import iou
+from support.tools.check_data import parse_args as parse_data_args
+from support.tools.convert import parse_args
 
 README = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
 NANO = tiny.ROOT / "weights" / "nano"
@@ -35,7 +35,7 @@ def test_every_command_has_a_script_that_knows_its_flags(command, capsys):
     assert (tiny.ROOT / f"{script}.py").exists()
     given = re.findall(r"(--\w+)", command.split(".py", 1)[1])
     parse = {"train": train.parse_args, "chat": chat.parse_args, "eval": evaluation.parse_args,
-             "projector": projector.parse_args, "data": parse_data_args}
+             "projector": parse_args, "data": parse_data_args}
     if script in parse:
         with pytest.raises(SystemExit):
             parse[script](["--help"])

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 
 import layouts
 import projector
+import support.tools.convert as convert_tool
 import tiny
-from formats.released import store
-from formats.released.tensors import ModelError
 from llama import Llama
 from lora import LoRAConfig
 from projector import SkyEyeConfig, SkyEyeGPT
+from support.checkpoints.files import ModelError
+from support.checkpoints.load import load_llama, load_vit
+from support.tools.convert import build_from_parts, main
 from tiny import LLAMA, TALKER, VIT
 from vit import ViT, resize_positions
 
@@ -49,16 +51,16 @@ def test_every_layout_of_eva_gives_the_same_encoder(tmp_path, layout, suffix):
     theirs = {k: v.contiguous() for k, v in EYES[layout](tensors, SMALL.depth).items()}
     file = tmp_path / f"eye{suffix}"
     (torch.save if suffix == ".pth" else save_file)(theirs, file)
-    assert same(ViT.load(file, SMALL), tensors)
+    assert same(load_vit(file, SMALL), tensors)
     large = tensors | {"pos_embed": resize_positions(tensors["pos_embed"], VIT.grid)}
-    assert same(ViT.load(file, VIT), large)
+    assert same(load_vit(file, VIT), large)
 
 
 @pytest.mark.parametrize("layout", [layouts.clip, layouts.whole_clip])
 def test_clip_gives_the_same_encoder_without_its_keys_bias(tmp_path, layout):
     tensors = eye(CLIP).state_dict()
     save_file(layout(tensors, CLIP.depth), tmp_path / "clip.safetensors")
-    assert same(ViT.load(tmp_path / "clip.safetensors", CLIP), tensors)
+    assert same(load_vit(tmp_path / "clip.safetensors", CLIP), tensors)
 
 
 def test_blip2s_trained_last_norm_is_not_loaded(tmp_path):
@@ -68,7 +70,7 @@ def test_blip2s_trained_last_norm_is_not_loaded(tmp_path):
     for _ in range(2):
         theirs = layouts.blip2(tensors, SMALL.depth)        # draws its post_layernorm anew
         save_file(theirs, tmp_path / "blip2.safetensors")
-        found.append(ViT.load(tmp_path / "blip2.safetensors", SMALL)(images))
+        found.append(load_vit(tmp_path / "blip2.safetensors", SMALL)(images))
     assert torch.equal(*found)
     features = found[0]
     torch.testing.assert_close(features.mean(-1), torch.zeros(1, 9), atol=0.5, rtol=0)
@@ -79,7 +81,7 @@ def test_which_of_the_two_released_encoders_a_file_holds_shows_in_its_names(tmp_
                                   (CLIP, layouts.clip, "[1, 1, 24], not [1, 1, 1024]")):
         save_file(layout(eye(config).state_dict(), config.depth), tmp_path / "a.safetensors")
         with pytest.raises(ModelError) as caught:
-            ViT.load(tmp_path / "a.safetensors")
+            load_vit(tmp_path / "a.safetensors")
         assert f"cls_token is {found}" in str(caught.value)
 
 
@@ -88,7 +90,7 @@ def test_which_of_the_two_released_encoders_a_file_holds_shows_in_its_names(tmp_
 def test_hugging_faces_shards_give_the_same_model(tmp_path):
     tensors = speaker().state_dict()
     layouts.llama_folder(tmp_path, layouts.hf(tensors), LLAMA, 350)
-    model = Llama.load(tmp_path)
+    model = load_llama(tmp_path)
     assert same(model, tensors) and model.config == LLAMA
 
 
@@ -100,17 +102,17 @@ def test_shards_of_torch_save_give_the_same_model(tmp_path):
         torch.save({k: v for k, v in tensors.items() if place[k] == file}, tmp_path / file)
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": place}))
     (tmp_path / "config.json").write_text(json.dumps(layouts.hf_json(LLAMA)))
-    assert same(Llama.load(tmp_path), speaker().state_dict())
+    assert same(load_llama(tmp_path), speaker().state_dict())
     other = speaker(seed=9).state_dict()
     layouts.llama_folder(tmp_path, other, LLAMA, 350)
-    assert same(Llama.load(tmp_path), other)
+    assert same(load_llama(tmp_path), other)
 
 
 def test_metas_file_gives_the_same_model(tmp_path):
     tensors = speaker().state_dict()
     torch.save(layouts.meta(tensors, LLAMA.heads), tmp_path / "consolidated.00.pth")
     (tmp_path / "params.json").write_text(json.dumps(layouts.params_json(LLAMA)))
-    model = Llama.load(tmp_path)
+    model = load_llama(tmp_path)
     assert same(model, tensors)
     assert model.config == dataclasses.replace(LLAMA, max_positions=4096)
 
@@ -132,7 +134,7 @@ def test_llavas_extra_rows_are_cut_off(tmp_path):
     told = {"model_type": "llava", "text_config": layouts.hf_json(config) | {"vocab_size": 32064}}
     layouts.write_sharded(tmp_path, theirs)
     (tmp_path / "config.json").write_text(json.dumps(told))
-    assert same(Llama.load(tmp_path), tensors)
+    assert same(load_llama(tmp_path), tensors)
 
 
 @pytest.mark.parametrize("told, reason", [
@@ -144,7 +146,7 @@ def test_llavas_extra_rows_are_cut_off(tmp_path):
 def test_another_architecture_is_refused(tmp_path, told, reason):
     layouts.llama_folder(tmp_path, speaker().state_dict(), LLAMA, 350, **told)
     with pytest.raises(ModelError, match=reason) as caught:
-        Llama.load(tmp_path)
+        load_llama(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -171,7 +173,7 @@ def downloads(tmp_path):
 
 def convert(places, out, copy=False, eye=VIT, prompt=""):
     base = "" if copy else str(places["llama"])
-    store.convert(places, out, copy, lambda *parts: projector.build(*parts, prompt, base, eye))
+    convert_tool.convert(places, out, copy, lambda *parts: build_from_parts(*parts, prompt, base, eye))
     return SkyEyeGPT.from_pretrained(out)
 
 
@@ -245,9 +247,9 @@ def test_nothing_is_written_over_a_folder_that_holds_something(downloads, tmp_pa
         with pytest.raises(ModelError, match="something already"):
             convert(places, busy)
     convert(places, tmp_path / "new")
-    for form in projector.export.FORMS:
+    for form in convert_tool.EXPORT_FORMS:
         with pytest.raises(ModelError, match="something already"):
-            projector.main(["--model", str(tmp_path / "new"), "--form", form,
+            main(["--model", str(tmp_path / "new"), "--form", form,
                             "--out", str(places["llama"])])
 
 
@@ -484,7 +486,7 @@ def test_the_command_ends_with_one_line_and_exit_code_2(downloads, tmp_path):
 # ---- and back ------------------------------------------------------------------------------------
 
 def written(tmp_path, form, *more):
-    projector.main(["--model", str(tmp_path / "out"), "--out", str(tmp_path / "written" / form),
+    main(["--model", str(tmp_path / "out"), "--out", str(tmp_path / "written" / form),
                     "--form", form, *more])
     return tmp_path / "written" / form
 
@@ -526,7 +528,7 @@ def test_a_merged_folder_is_what_merging_in_memory_gives(downloads, tmp_path, dt
 def test_a_merged_language_model_is_a_plain_llama_folder(downloads, tmp_path):
     model = convert(downloads[0], tmp_path / "out")
     model.merge()
-    loaded = Llama.load(written(tmp_path, "llama", "--dtype", "fp32"))
+    loaded = load_llama(written(tmp_path, "llama", "--dtype", "fp32"))
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.llama_model.state_dict()))
 
 
@@ -543,13 +545,13 @@ def test_without_a_lora_there_is_no_adapter_to_write(downloads, tmp_path):
 
 MEASURE = """
 import resource, sys, torch
-from llama import Llama
 from projector import DTYPES
+from support.checkpoints.load import load_llama
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 warm = torch.empty(1000, dtype=torch.float16).bfloat16()
-Llama.load(sys.argv[1] + "/small", dtype=DTYPES[sys.argv[2]])
+load_llama(sys.argv[1] + "/small", dtype=DTYPES[sys.argv[2]])
 before = peak()
-model = Llama.load(sys.argv[1] + "/large", dtype=DTYPES[sys.argv[2]])
+model = load_llama(sys.argv[1] + "/large", dtype=DTYPES[sys.argv[2]])
 print((peak() - before) / sum(p.nbytes for p in model.parameters()))
 """
 

@@ -10,15 +10,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import support.evaluation.report as report
+import support.evaluation.runs as hashes
 import tiny
-from formats.scoring import counts, hashes, papers, provenance
-from formats.scoring.markdown import cell, markdown
-from formats.scoring.picking import worst_and_random
-from formats.scoring.report import Part, report
-from formats.scoring.sheet import draw_row, draw_sheet
+from support.evaluation.benchmarks import PUBLISHED_COUNTS, compare_counts, count_rows
+from support.evaluation.report import (
+    ReportPart,
+    draw_row,
+    draw_sheet,
+    format_report,
+    markdown_cell,
+    markdown_table,
+    published_table,
+    rows_with_ours,
+    worst_and_random,
+)
+from support.evaluation.runs import (
+    hash_texts,
+    hash_weights,
+    provenance,
+    provenance_line,
+    sample_texts,
+)
 
 FACTS = tiny.ROOT.parent / "shared" / "docs" / "facts.md"
-TABLES = json.loads((Path(papers.__file__).parent / "papers.json").read_text())
+TABLES = json.loads((Path(report.__file__).parent / "papers.json").read_text())
 
 
 @dataclass
@@ -89,10 +105,10 @@ def test_the_papers_average_of_questions_is_the_mean_of_its_columns():
 
 
 def test_a_benchmark_has_its_table_under_the_name_of_its_split():
-    assert papers.published("rsvqa-hr", "test2").rows["SkyEyeGPT"] == [83.50, 80.28, 81.89]
-    assert papers.published("rsvqa-hr", "test_phili") == papers.published("rsvqa-hr", "test2")
-    assert papers.published("rsvqa-hr").rows["SkyEyeGPT"] == [84.95, 85.63, 85.29]
-    assert papers.published("rsicd", "val") is None and papers.published("") is None
+    assert published_table("rsvqa-hr", "test2").rows["SkyEyeGPT"] == [83.50, 80.28, 81.89]
+    assert published_table("rsvqa-hr", "test_phili") == published_table("rsvqa-hr", "test2")
+    assert published_table("rsvqa-hr").rows["SkyEyeGPT"] == [84.95, 85.63, 85.29]
+    assert published_table("rsicd", "val") is None and published_table("") is None
 
 
 # ---- ours under them -----------------------------------------------------------------------------
@@ -101,7 +117,7 @@ def test_our_row_stands_under_the_papers_in_their_columns():
     figures = {f"bleu{n}": Figure(1 / n, 0.9 / n, 1.1 / n) for n in (4, 3, 2, 1)}
     figures |= {"meteor": Figure(None, note="needs Java"), "rouge_l": Figure(0.61234),
                 "cider": Figure(2.3675, 2.2, 2.5)}
-    text = report("mine", [Part("ucm", "test", "caption", 210, figures)], "commit 1a2b")
+    text = format_report("mine", [ReportPart("ucm", "test", "caption", 210, figures)], "commit 1a2b")
     lines = text.splitlines()
     assert lines[0] == "## ucm test caption, 210 rows"
     assert "| model | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | METEOR | ROUGE-L | CIDEr |" in lines
@@ -114,36 +130,36 @@ def test_our_row_stands_under_the_papers_in_their_columns():
 
 
 def test_a_model_without_any_figure_in_the_papers_table_is_left_out():
-    parts = [Part("dior-rsvg", "test", "refer", 5, {"Pr@0.5 upstream": Figure(0.5)})]
-    text = report("mine", parts, "")
+    parts = [ReportPart("dior-rsvg", "test", "refer", 5, {"Pr@0.5 upstream": Figure(0.5)})]
+    text = format_report("mine", parts, "")
     assert "| MGVLF | 76.78 |" in text and "GeoVG |" not in text and "| **mine** | 50.00 |" in text
 
 
 def test_the_average_of_questions_is_over_the_types_that_the_papers_count():
-    table = papers.published("rsvqa-lr")
+    table = published_table("rsvqa-lr")
     figures = {"comp": Figure(0.9), "count": Figure(0.1), "presence": Figure(0.8),
                "rural_urban": Figure(0.4), "mean of types": Figure(0.55, 0.5, 0.6)}
-    *others, average = papers.beside("mine", figures, table)[-1]
+    *others, average = rows_with_ours("mine", figures, table)[-1]
     assert others == ["**mine**", figures["presence"], figures["comp"], figures["rural_urban"]]
     assert average == pytest.approx(0.7)
     figures["mean of types"] = Figure(2.1 / 3, 0.6, 0.8)        # over these three: with an interval
-    assert papers.beside("mine", figures, table)[-1][-1] is figures["mean of types"]
+    assert rows_with_ours("mine", figures, table)[-1][-1] is figures["mean of types"]
     del figures["comp"]
-    assert papers.beside("mine", figures, table)[-1][-1] is None
+    assert rows_with_ours("mine", figures, table)[-1][-1] is None
 
 
 def test_what_the_papers_do_not_have_is_a_table_of_its_own():
     figures = {"accuracy": Figure(0.125, 0.1, 0.15, 8), "unparseable": Figure(3.0, 1, 5, 8, True)}
     # RSICD's questions: no paper scores them
-    text = report("mine", [Part("rsicd", "test", "vqa", 1008, figures, remarks=["", "few"])], "")
+    text = format_report("mine", [ReportPart("rsicd", "test", "vqa", 1008, figures, remarks=["", "few"])], "")
     assert "arXiv" not in text and "## rsicd test vqa, 1,008 rows" in text and "\n\n- few" in text
     assert "| accuracy | 12.50 (10.0-15.0) | 8 |\n| unparseable | 3 | 8 |" in text
 
 
 def test_details_follow_their_benchmark_and_the_provenance_ends_the_report():
-    parts = [Part("", "test", task, 4, {"accuracy": Figure(1.0)}, f"| {task} details |")
+    parts = [ReportPart("", "test", task, 4, {"accuracy": Figure(1.0)}, f"| {task} details |")
              for task in ("scene", "identify")]
-    text = report("mine", parts, "commit 1a2b")
+    text = format_report("mine", parts, "commit 1a2b")
     words = ("## test scene", "| accuracy |", "| scene details |", "## test identify",
              "| identify details |", "95 % intervals", "commit 1a2b")
     places = [text.index(word) for word in words]
@@ -151,10 +167,10 @@ def test_details_follow_their_benchmark_and_the_provenance_ends_the_report():
 
 
 def test_a_cell_is_a_fraction_in_hundredths_a_count_as_it_is_or_a_dash():
-    assert [cell(x) for x in (0.5, 1, None, 12345, np.int64(2), np.float32(0.25), "a\nb | c")] == [
+    assert [markdown_cell(x) for x in (0.5, 1, None, 12345, np.int64(2), np.float32(0.25), "a\nb | c")] == [
         "50.00", "1", "–", "12,345", "2", "25.00", r"a b \| c"]
-    assert cell(Figure(None, count=True)) == "–" and cell(Figure(0.0, 0.0, 0.0)) == "0.00 (0.0-0.0)"
-    assert markdown([["a", "b"], [1, 2]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    assert markdown_cell(Figure(None, count=True)) == "–" and markdown_cell(Figure(0.0, 0.0, 0.0)) == "0.00 (0.0-0.0)"
+    assert markdown_table([["a", "b"], [1, 2]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
 
 
 # ---- how much there is, and what it was measured with --------------------------------------------
@@ -162,24 +178,24 @@ def test_a_cell_is_a_fraction_in_hundredths_a_count_as_it_is_or_a_dash():
 def test_a_split_that_is_not_what_was_published_is_told_and_one_that_is_is_not():
     rows = [{"task": "vqa", "image": [f"{i % 100}.tif"], "references": ["yes"]}
             for i in range(9990)]
-    found = counts.count(rows)
+    found = count_rows(rows)
     assert found == {"pictures": 100, "questions": 9990}
-    assert counts.compare("rsvqa-lr", "test", found) == (
+    assert compare_counts("rsvqa-lr", "test", found) == (
         "rsvqa-lr test: 10,004 questions published, 9,990 found")
-    assert counts.compare("rsvqa-lr", "test", found | {"questions": 10004}) == ""
-    more = counts.compare("rsvqa-lr", "test", {"pictures": 101, "questions": 10005})
+    assert compare_counts("rsvqa-lr", "test", found | {"questions": 10004}) == ""
+    more = compare_counts("rsvqa-lr", "test", {"pictures": 101, "questions": 10005})
     assert more == ("rsvqa-lr test: 100 pictures published, 101 found; "
                     "10,004 questions published, 10,005 found")
-    assert counts.compare("mine", "test", found) == ""
-    assert "105,647" in counts.compare("rsvqa-hr", "test_phili", found)
+    assert compare_counts("mine", "test", found) == ""
+    assert "105,647" in compare_counts("rsvqa-hr", "test_phili", found)
 
 
 def test_captions_clips_and_expressions_are_counted_as_such():
     rows = [{"task": "video", "image": ["a.mp4"], "references": list("abc")},
             {"task": "video", "image": ["b.mp4"], "references": list("ab")}]
-    assert counts.count(rows) == {"clips": 2, "captions": 5}
+    assert count_rows(rows) == {"clips": 2, "captions": 5}
     rows = [{"task": "refer", "image": ["a.jpg"], "references": ["x"]}] * 3
-    assert counts.count(rows) == {"pictures": 1, "expressions": 3}
+    assert count_rows(rows) == {"pictures": 1, "expressions": 3}
 
 
 TEXTS = tiny.DATA / "captions_text.json"
@@ -190,7 +206,7 @@ def test_the_published_counts_are_those_of_the_files():
     seen = 0
     for name, splits in json.loads(TEXTS.read_text()).items():
         for split, pictures in splits.items():
-            wanted = counts.PUBLISHED.get(f"{name} {split}")
+            wanted = PUBLISHED_COUNTS.get(f"{name} {split}")
             if wanted:
                 assert list(wanted.values()) == [len(pictures), sum(map(len, pictures.values()))]
                 seen += 1
@@ -204,7 +220,7 @@ def test_the_published_counts_are_those_of_the_fact_sheet():
             for name, text, *_ in table}
     spelled = {"ucm": "ucm-captions", "sydney": "sydney-captions", "nwpu": "nwpu-captions"}
     counted_here = {1050, 290, 5470, 5465, 6955, 4291, 452, 58}    # not all splits are told there
-    for name, units in counts.PUBLISHED.items():
+    for name, units in PUBLISHED_COUNTS.items():
         benchmark = name.split()[0]
         assert set(units.values()) <= {*told[spelled.get(benchmark, benchmark)], *counted_here}
 
@@ -218,20 +234,20 @@ def test_weights_are_hashed_as_sha256sum_does_and_large_ones_of_a_base_are_told_
     (base / "notes.txt").write_text("not weights")
     (model / "adapter.safetensors").write_bytes(b"y" * 5000)
     (model / "config.json").write_text(json.dumps({"base": "../base"}))
-    found = hashes.weights(model)
+    found = hash_weights(model)
     own = hashlib.sha256(b"y" * 5000).hexdigest()[:16]
     inner = str(model / "../base/llama.safetensors")
     assert found.keys() == {"adapter.safetensors", "config.json", inner}
     assert found["adapter.safetensors"] == own
     assert found[inner] == hashlib.sha256(b"x" * 5000).hexdigest()[:16]
-    monkeypatch.setattr(hashes, "LARGE", 4000)
-    assert hashes.weights(model) == found | {inner: "5,000 bytes"}
+    monkeypatch.setattr(hashes, "LARGE_FILE", 4000)
+    assert hash_weights(model) == found | {inner: "5,000 bytes"}
 
 
 def test_the_hash_of_the_data_sees_every_text_their_order_and_where_each_ends():
     texts = [["ab", "c"], ["a", "bc"], ["c", "ab"], ["ab", "c", ""], ["ab", "d"]]
-    assert len({hashes.digest(text) for text in texts}) == len(texts)
-    assert hashes.digest(iter(texts[0])) == hashes.digest(texts[0])
+    assert len({hash_texts(text) for text in texts}) == len(texts)
+    assert hash_texts(iter(texts[0])) == hash_texts(texts[0])
 
 
 def test_the_hash_of_the_data_stays_when_their_folder_moves():
@@ -241,16 +257,16 @@ def test_the_hash_of_the_data_stays_when_their_folder_moves():
     samples = [sample(), sample(images=("/there/a.png",)), sample(images=("/here/b.png",)),
                sample(boxes=((1, 2, 3, 5),)), sample(references=("x",)), sample(kind="area"),
                sample(turns=(("where ?", "<bbox>."),))]
-    found = [hashes.digest(hashes.texts_of([one])) for one in samples]
+    found = [hash_texts(sample_texts([one])) for one in samples]
     assert found[0] == found[1] and len(set(found)) == len(found) - 1
 
 
 def test_the_provenance_is_one_line_that_names_everything(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    record = provenance.provenance(tmp_path, ["a"], commit="1a2b3c4", split="test", rows=210,
+    record = provenance(tmp_path, ["a"], commit="1a2b3c4", split="test", rows=210,
                                    dtype="bf16", device="a card", seed=0, note="",
                                    decoding={"greedy": "up to 60 tokens"})
-    text = provenance.line(json.loads(json.dumps(record)))
+    text = provenance_line(json.loads(json.dumps(record)))
     assert text.startswith("commit 1a2b3c4; split test; rows 210; dtype bf16; device a card; "
                            "seed 0; decoding greedy up to 60 tokens; weights model.safetensors ")
     assert "note" not in text and "; torch " in text and "; python " in text and "\n" not in text

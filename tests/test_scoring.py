@@ -10,20 +10,27 @@ import numpy as np
 import pytest
 
 import tiny
-from eval import caption_scores
-from formats.scoring import classes, coco
-from formats.scoring.answers import in_range
-from formats.scoring.bleu import bleu
-from formats.scoring.bootstrap import CHUNK, interval, intervals, resampled
-from formats.scoring.cider import cider_items
-from formats.scoring.figures import Figure, Options, figures
-from formats.scoring.markdown import cell
-from formats.scoring.overlap import iou
-from formats.scoring.phrases import match
-from formats.scoring.ptb import ptb_tokenize
-from formats.scoring.rouge import rouge_l_items
-from formats.scoring.score import mean
-from formats.scoring.sizes import size_of
+from support.evaluation.report import details_markdown, markdown_cell
+from support.metrics.answers import to_count_range
+from support.metrics.boxes import iou, match_boxes, size_class
+from support.metrics.captions import (
+    SPICE_PARSER,
+    bleu,
+    caption_scores,
+    cider_items,
+    missing_requirement,
+    ptb_tokenize,
+    rouge_l_items,
+)
+from support.metrics.figures import Figure, task_details, task_figures
+from support.metrics.statistics import (
+    BOOTSTRAP_CHUNK,
+    Options,
+    interval,
+    intervals,
+    mean_score,
+    resample_sums,
+)
 
 ORACLE = tiny.DATA / "caption_metric_oracle.json"
 NAMES = {"Bleu_1": "bleu1", "Bleu_2": "bleu2", "Bleu_3": "bleu3", "Bleu_4": "bleu4",
@@ -39,7 +46,7 @@ def row(task, answer, references=(), boxes=(), kind="", image="same.png", size=(
 
 
 def values(task, rows, options=QUICK):
-    return {name: figure.value for name, figure in figures(task, rows, options).items()}
+    return {name: figure.value for name, figure in task_figures(task, rows, options).items()}
 
 
 # ---- captions ------------------------------------------------------------------------------------
@@ -61,13 +68,13 @@ def test_caption_scores_and_tokens_equal_pycocoevalcap(name):
 
 
 @needs_data
-@pytest.mark.skipif(coco.lacking("meteor") != "", reason="needs pycocoevalcap and Java")
+@pytest.mark.skipif(missing_requirement("meteor") != "", reason="needs pycocoevalcap and Java")
 def test_meteor_equals_pycocoevalcap():
     oracle = json.loads(ORACLE.read_text())["sydney_test/loo"]
     rows = [row("caption", item["hyp_raw"], item["refs_raw"]) for item in oracle["items"]]
-    meteor = figures("caption", rows, Options(samples=2))["meteor"]
+    meteor = task_figures("caption", rows, Options(samples=2))["meteor"]
     assert meteor.value == pytest.approx(oracle["scores"]["METEOR"], abs=1e-6)
-    figures("caption", [row("caption", text, ["a ||| b"]) for text in ("", "\ud800 |||", "a b")])
+    task_figures("caption", [row("caption", text, ["a ||| b"]) for text in ("", "\ud800 |||", "a b")])
 
 
 @pytest.mark.parametrize(("text", "tokens"), [
@@ -151,7 +158,7 @@ def package(tmp_path, monkeypatch):
         (folder / f"{name}.py").write_text(STAND_IN.format(name=name.capitalize(), body=body))
         if name == "spice":
             (folder / "lib").mkdir()
-            (tmp_path / "pycocoevalcap" / coco.PARSER).touch()
+            (tmp_path / "pycocoevalcap" / SPICE_PARSER).touch()
         (tmp_path / "java").touch(mode=0o755)
         monkeypatch.setenv("PATH", str(tmp_path) if java else "")
         monkeypatch.syspath_prepend(tmp_path)
@@ -168,27 +175,27 @@ CAPTIONS = [row("caption", "A ship.", ["a ship", "Ships!"], image="1"),
 
 def test_without_java_meteor_and_spice_are_dashes_and_say_what_they_need(package):
     package("meteor", "items = [1.0]", java=False)
-    found = figures("caption", CAPTIONS)
+    found = task_figures("caption", CAPTIONS)
     for name in ("meteor", "spice"):
-        assert found[name] == Figure(None, n=2, note="needs Java") and cell(found[name]) == "–"
-    assert "meteor" not in figures("caption", CAPTIONS, QUICK)
+        assert found[name] == Figure(None, n=2, note="needs Java") and markdown_cell(found[name]) == "–"
+    assert "meteor" not in task_figures("caption", CAPTIONS, QUICK)
 
 
 def test_without_the_package_meteor_is_a_dash(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install" in figures("caption", CAPTIONS)["meteor"].note
+    assert "pip install" in task_figures("caption", CAPTIONS)["meteor"].note
 
 
 def test_spice_is_never_made_to_download_its_parser(package, tmp_path):
     package("spice", "raise SystemExit")
-    (tmp_path / "pycocoevalcap" / coco.PARSER).unlink()
-    assert coco.PARSER in figures("caption", CAPTIONS)["spice"].note
+    (tmp_path / "pycocoevalcap" / SPICE_PARSER).unlink()
+    assert SPICE_PARSER in task_figures("caption", CAPTIONS)["spice"].note
 
 
 def test_meteor_is_asked_with_tokens_and_its_corpus_score_is_the_figure(package):
     package("meteor", 'assert gts == {0: ["a ship", "ships"], 1: ["the | | | road"]} and '
             'res == {0: ["a ship"], 1: ["a http://bc"]}, (gts, res); items = [0.2, 0.4]')
-    found = figures("caption", CAPTIONS)
+    found = task_figures("caption", CAPTIONS)
     assert list(found)[4:] == ["meteor", "rouge_l", "cider", "spice", "empty"]
     assert found["meteor"].value == pytest.approx(0.5)  # not 0.3, the mean of the captions' own
     assert (found["meteor"].low, found["meteor"].high) == pytest.approx((0.4, 0.6))
@@ -196,22 +203,22 @@ def test_meteor_is_asked_with_tokens_and_its_corpus_score_is_the_figure(package)
 
 def test_spice_reads_the_f_of_all_tuples(package):
     package("spice", 'items = [{"All": {"f": 0.1}}, {"All": {"f": 0.9}}]')
-    assert figures("caption", CAPTIONS)["spice"].value == pytest.approx(0.5)
-    assert figures("identify", CAPTIONS)["spice"].value == pytest.approx(0.5)
+    assert task_figures("caption", CAPTIONS)["spice"].value == pytest.approx(0.5)
+    assert task_figures("identify", CAPTIONS)["spice"].value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("body", ["raise BrokenPipeError", "items = [float('died')]",
                                   "items = [0.1, float('nan')]"])
 def test_a_java_program_that_dies_costs_its_own_figure_alone(package, body):
     package("meteor", body)
-    found = figures("caption", CAPTIONS)
+    found = task_figures("caption", CAPTIONS)
     assert found["meteor"].value is None and found["meteor"].note
     assert found["bleu1"].value > 0
 
 
 def test_a_meteor_that_died_is_left_unlocked_as_its_deletion_waits_for_the_lock(package):
     package("meteor", "type(self).last = self; raise BrokenPipeError")
-    figures("caption", CAPTIONS)
+    task_figures("caption", CAPTIONS)
     assert not sys.modules["pycocoevalcap.meteor.meteor"].Meteor.last.lock.locked()
 
 
@@ -225,7 +232,7 @@ def test_accuracy_is_per_type_their_mean_and_overall():
          "empty": 0})
     assert values("vqa", rows, Options(types=("presence", "count", "absent")))[
         "mean of types"] == pytest.approx(1 / 3)
-    assert {name: figure.n for name, figure in figures("vqa", rows, QUICK).items()} == {
+    assert {name: figure.n for name, figure in task_figures("vqa", rows, QUICK).items()} == {
         "presence": 3, "count": 1, "untyped": 1, "mean of types": 5, "overall": 5, "empty": 5}
 
 
@@ -240,16 +247,16 @@ def test_an_empty_answer_is_wrong_whatever_the_truth_and_counted():
     (100, "between 11 and 100"), (101, "between 101 and 1000"), (1000, "between 101 and 1000"),
     (1001, "more than 1000"), (23456, "more than 1000")])
 def test_a_count_falls_in_rsvqas_range(number, name):
-    assert in_range(str(number)) == in_range(f" {number}. ") == name
-    assert in_range(f"{number}m2") == f"{name}m2" != in_range(str(number))
+    assert to_count_range(str(number)) == to_count_range(f" {number}. ") == name
+    assert to_count_range(f"{number}m2") == f"{name}m2" != to_count_range(str(number))
 
 
 def test_a_range_is_its_own_range_in_either_spelling():
     for text in ("between 0 and 10", "Between 1 and 10", "7"):
-        assert in_range(text) == "between 1 and 10"
-    assert in_range("between 10m2 and 100m2") == "between 11 and 100m2"
-    assert in_range("more than 1000") == "more than 1000" and in_range("1000") != "more than 1000"
-    assert in_range("urban") == "urban" and in_range("9" * 5000) == "9" * 5000
+        assert to_count_range(text) == "between 1 and 10"
+    assert to_count_range("between 10m2 and 100m2") == "between 11 and 100m2"
+    assert to_count_range("more than 1000") == "more than 1000" and to_count_range("1000") != "more than 1000"
+    assert to_count_range("urban") == "urban" and to_count_range("9" * 5000) == "9" * 5000
 
 
 def test_counts_are_compared_in_ranges_only_where_that_is_asked_for():
@@ -335,7 +342,7 @@ def test_two_expressions_on_one_picture_are_two_rows():
     rows = [row("refer", "{<10><10><20><20>}", boxes=[(10, 20, 21, 42)]),
             row("refer", "{<50><50><60><60>}", boxes=[(10, 20, 21, 42)])]
     assert values("refer", rows)["Pr@0.5"] == 0.5
-    assert figures("refer", rows, QUICK)["Pr@0.5"].n == 2
+    assert task_figures("refer", rows, QUICK)["Pr@0.5"].n == 2
 
 
 def test_a_true_box_may_be_text_and_a_row_without_one_is_not_scored():
@@ -343,7 +350,7 @@ def test_a_true_box_may_be_text_and_a_row_without_one_is_not_scored():
             row("refer", "{<0><0><20><20>}", ["a box was forgotten"]) | {"corner": True}]
     found = values("refer", rows)
     assert found["Pr@0.9"] == found["cumulative IoU"] == found["cumulative IoU upstream"] == 1
-    assert figures("refer", rows, QUICK)["Pr@0.5"].n == 1
+    assert task_figures("refer", rows, QUICK)["Pr@0.5"].n == 1
 
 
 def named(*boxes, name=""):
@@ -352,10 +359,10 @@ def named(*boxes, name=""):
 
 def test_a_box_is_matched_once():
     left, right = (0, 0, 10, 10), (20, 0, 30, 10)
-    assert match(named(*[left] * 3), named(left, right)) == [(0, 0)]
-    assert match(named(left), named(*[left] * 3)) == [(0, 0)]
-    assert match(named((0, 0, 10, 9), right, left), named(left, right)) == [(1, 1), (2, 0)]
-    assert match([], named(left)) == match(named(left), []) == []
+    assert match_boxes(named(*[left] * 3), named(left, right)) == [(0, 0)]
+    assert match_boxes(named(left), named(*[left] * 3)) == [(0, 0)]
+    assert match_boxes(named((0, 0, 10, 9), right, left), named(left, right)) == [(1, 1), (2, 0)]
+    assert match_boxes([], named(left)) == match_boxes(named(left), []) == []
 
 
 def test_matches_are_one_to_one_and_no_pair_that_is_left_could_be_matched():
@@ -363,7 +370,7 @@ def test_matches_are_one_to_one_and_no_pair_that_is_left_could_be_matched():
     for _ in range(50):
         found, true = ([("", (x := rng.randrange(6), y := rng.randrange(6), x + 9, y + 8))
                         for _ in range(rng.randrange(5))] for _ in "12")
-        pairs = match(found, true)
+        pairs = match_boxes(found, true)
         left, right = {i for i, _ in pairs}, {j for _, j in pairs}
         assert len(left) == len(right) == len(pairs)
         for i in set(range(len(found))) - left:
@@ -397,44 +404,44 @@ def test_an_interval_covers_the_true_mean_about_95_times_in_100():
     rng = np.random.default_rng(0)
     covered = 0
     for i in range(400):
-        low, high = interval(mean("", rng.normal(3, 2, size=60)), range(60), 300, seed=i)
+        low, high = interval(mean_score("", rng.normal(3, 2, size=60)), range(60), 300, seed=i)
         covered += low <= 3 <= high
     assert 0.91 <= covered / 400 <= 0.98
 
 
 def test_an_interval_of_single_rows_is_as_wide_as_the_binomials():
     marks = np.arange(500) % 4 == 0
-    low, high = interval(mean("", marks), range(500), 2000)
+    low, high = interval(mean_score("", marks), range(500), 2000)
     wide = 2 * 1.96 * math.sqrt(0.25 * 0.75 / 500)
     assert high - low == pytest.approx(wide, rel=0.1) and low < 0.25 < high
 
 
 def test_drawing_pictures_is_wider_than_drawing_rows_that_belong_together():
     marks = np.repeat(np.arange(40) % 2, 25)            # 40 pictures of 25 questions, all or none
-    low, high = interval(mean("", marks), np.repeat(np.arange(40), 25).tolist())
-    own_low, own_high = interval(mean("", marks), range(1000))
+    low, high = interval(mean_score("", marks), np.repeat(np.arange(40), 25).tolist())
+    own_low, own_high = interval(mean_score("", marks), range(1000))
     assert (high - low) / (own_high - own_low) == pytest.approx(5, rel=0.2)     # sqrt(25)
 
 
 def test_a_seed_says_what_is_drawn():
     rows = [row("scene", "ab"[i % 3 == 0], ["a"], image=str(i)) for i in range(50)]
-    first, again, other = (figures("scene", rows, Options(seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (task_figures("scene", rows, Options(seed=seed)) for seed in (1, 1, 2))
     assert first == again != other and first["accuracy"].value == other["accuracy"].value
 
 
 def test_the_draws_are_whole_pictures_and_as_many_as_there_are(monkeypatch):
     stats = np.array([[1, 1, 0], [1, 0, 1], [1, 0, 1]])     # n, in a, in b
-    sums = resampled(stats, ["a", "b", "b"], 500, seed=0)
+    sums = resample_sums(stats, ["a", "b", "b"], 500, seed=0)
     assert set(map(tuple, sums)) == {(2, 2, 0), (3, 1, 2), (4, 0, 4)}
     assert sums[:, 1].mean() == pytest.approx(1, abs=0.1)
-    monkeypatch.setattr("formats.scoring.bootstrap.CHUNK", 7)
-    assert CHUNK > 7 and (resampled(stats, ["a", "b", "b"], 500, seed=0) == sums).all()
+    monkeypatch.setattr("support.metrics.statistics.BOOTSTRAP_CHUNK", 7)
+    assert BOOTSTRAP_CHUNK > 7 and (resample_sums(stats, ["a", "b", "b"], 500, seed=0) == sums).all()
 
 
 def test_scores_share_their_draws():
     marks = np.arange(30) % 2
-    one, two = intervals([mean("", marks), mean("", marks + 1)], range(30))
-    assert np.allclose(two, one + 1) and (one == interval(mean("", marks), range(30))).all()
+    one, two = intervals([mean_score("", marks), mean_score("", marks + 1)], range(30))
+    assert np.allclose(two, one + 1) and (one == interval(mean_score("", marks), range(30))).all()
 
 
 def test_every_figure_lies_in_its_interval():
@@ -445,28 +452,28 @@ def test_every_figure_lies_in_its_interval():
     boxes = [refer((0, 0, 10, rng.randrange(100)), (0, 0, 10, 40), image=str(i))
              for i in range(30)]
     for task, rows in (("caption", captions), ("refer", boxes), ("detection", boxes)):
-        for figure in figures(task, rows, Options(java=False)).values():
+        for figure in task_figures(task, rows, Options(java=False)).values():
             assert figure.low <= figure.value <= figure.high
 
 
 def test_one_picture_has_no_interval_nor_has_a_type_that_one_picture_asks_for():
     rows = [row("vqa", answer, ["yes"], kind="presence") for answer in ("yes", "no")]
-    assert figures("vqa", rows)["presence"] == Figure(0.5, n=2)
+    assert task_figures("vqa", rows)["presence"] == Figure(0.5, n=2)
     rows += [row("vqa", "2", ["2"], kind="count", image=name) for name in "abc"]
     with np.errstate(invalid="raise"):
-        found = figures("vqa", rows)
+        found = task_figures("vqa", rows)
     assert found["presence"].low is None and found["count"].low is not None
-    assert figures("vqa", rows, Options(samples=0))["count"].low is None
+    assert task_figures("vqa", rows, Options(samples=0))["count"].low is None
 
 
 def test_a_figure_is_shown_in_hundredths_a_count_as_it_is_and_nothing_as_a_dash():
-    assert cell(Figure(0.125, 0.1, 0.2)) == "12.50 (10.0-20.0)"
-    assert cell(Figure(0.125)) == "12.50" and cell(Figure(None)) == "–"
-    assert cell(Figure(3, 1, 6.2, count=True)) == "3"
+    assert markdown_cell(Figure(0.125, 0.1, 0.2)) == "12.50 (10.0-20.0)"
+    assert markdown_cell(Figure(0.125)) == "12.50" and markdown_cell(Figure(None)) == "–"
+    assert markdown_cell(Figure(3, 1, 6.2, count=True)) == "3"
 
 
 def test_no_rows_have_no_figures():
-    assert figures("vqa", []) == classes.details("vqa", []) == {}
+    assert task_figures("vqa", []) == task_details("vqa", []) == {}
 
 
 # ---- beside the table ----------------------------------------------------------------------------
@@ -474,38 +481,38 @@ def test_no_rows_have_no_figures():
 def test_classes_and_confusions_tell_what_is_taken_for_what():
     rows = [row("scene", *pair, image=str(i)) for i, pair in enumerate(
         [("Port.", ["port"]), ("beach", ["port"]), ("beach", ["port"]), ("", ["beach"])])]
-    found = classes.details("scene", rows)
+    found = task_details("scene", rows)
     assert {name: (part["n"], part["value"]) for name, part in found["classes"].items()} == {
         "port": (3, pytest.approx(1 / 3)), "beach": (1, 0)}
     assert found["confusions"] == [{"truth": "port", "answer": "beach", "count": 2},
                                    {"truth": "beach", "answer": "", "count": 1}]
     assert json.loads(json.dumps(found)) == found
-    text = classes.markdown(found)
+    text = details_markdown(found)
     assert "| port | 3 | 33.33 (" in text and "| beach | (nothing) | 1 |" in text
 
 
 def test_a_questions_class_has_its_type_and_ranges_where_asked_for():
     rows = [row("vqa", "12", ["15"], kind="count")]
-    assert list(classes.details("vqa", rows)["classes"]) == ["count: 15"]
-    found = classes.details("vqa", rows, Options(count_ranges=True))
+    assert list(task_details("vqa", rows)["classes"]) == ["count: 15"]
+    found = task_details("vqa", rows, Options(count_ranges=True))
     assert found["classes"]["count: between 11 and 100"]["value"] == 1 and not found["confusions"]
 
 
 def test_grounding_is_told_by_the_objects_part_of_the_picture():
-    sizes = [size_of((0, 0, side, side), 640, 640) for side in (31, 32, 95, 96, 640)]
+    sizes = [size_class((0, 0, side, side), 640, 640) for side in (31, 32, 95, 96, 640)]
     assert [size.split()[0] for size in sizes] == ["small", "medium", "medium", "large", "large"]
     rows = [refer((0, 0, 4, 4), (0, 0, 4, 4)), refer((50, 50, 60, 60), (0, 0, 4, 4)),
             refer((0, 0, 50, 50), (0, 0, 50, 50))]
-    found = classes.details("refer", rows)["sizes"]
+    found = task_details("refer", rows)["sizes"]
     assert [(name.split()[0], part["n"], part["value"]) for name, part in found.items()] == [
         ("small", 2, 0.5), ("large", 1, 1)]
     several = [row("detection", "{<0><0><10><10>}", boxes=[(0, 0, 10, 20), (50, 0, 60, 20)])]
-    assert classes.details("detection", several)["sizes"]["medium (< 15 %)"]["value"] == 0.5
-    assert "| large | 1 | 100.00 |" in classes.markdown({"sizes": found})
+    assert task_details("detection", several)["sizes"]["medium (< 15 %)"]["value"] == 0.5
+    assert "| large | 1 | 100.00 |" in details_markdown({"sizes": found})
 
 
 def test_captions_have_no_classes():
-    assert classes.details("caption", CAPTIONS) == {} and classes.markdown({}) == ""
+    assert task_details("caption", CAPTIONS) == {} and details_markdown({}) == ""
 
 
 # ---- any answer ----------------------------------------------------------------------------------
@@ -522,11 +529,11 @@ def test_no_answer_of_a_model_raises():
                 for i, text in enumerate(texts)]
         options = Options(count_ranges=True, samples=20, java=False)
         with np.errstate(invalid="raise", divide="raise"):
-            found = figures(task, rows, options).values()
-            json.dumps(classes.details(task, rows, options), allow_nan=False)
+            found = task_figures(task, rows, options).values()
+            json.dumps(task_details(task, rows, options), allow_nan=False)
         assert all(math.isfinite(figure.value) for figure in found)
 
 
 def test_meteor_is_looked_for_where_java_is_found():
-    assert bool(coco.lacking("meteor")) == (shutil.which("java") is None or
+    assert bool(missing_requirement("meteor")) == (shutil.which("java") is None or
                                             importlib.util.find_spec("pycocoevalcap") is None)

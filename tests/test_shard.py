@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 import tiny
 import train
 from data import collate
-from formats.released.tensors import ModelError
-from formats.training.blank import with_picture
-from formats.training.checkpoints import complete
-from formats.training.sharding import check
+from support.checkpoints.files import ModelError
+from support.training.checkpoints import complete_checkpoints
+from support.training.distributed import check_shardable, with_dummy_image
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "PYTHONPATH": str(tiny.ROOT)}
@@ -101,7 +100,7 @@ def test_each_process_keeps_half_of_the_numbers_and_never_sees_all(place, tune):
 @pytest.mark.parametrize("tune", TUNES)
 def test_a_checkpoint_is_whole_and_as_without_pieces(place, tune):
     one, two = (place / f"{tune}-{name}" / "checkpoint-2" for name in ("plain", "sharded"))
-    assert complete(one.parent) == [one] and complete(two.parent) == [two]
+    assert complete_checkpoints(one.parent) == [one] and complete_checkpoints(two.parent) == [two]
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
     a, b = (torch.load(folder / "trainer.pt", weights_only=True) for folder in (one, two))
     assert a.keys() == b.keys() and a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
@@ -151,7 +150,7 @@ def test_a_picture_for_a_text_changes_no_loss_and_no_gradient(tmp_path, shared):
         batch |= {"segments": slots // 5, "positions": slots % 7}
     assert batch["images"] is None
     found = []
-    for given in (batch, with_picture(batch, tiny.VIT.image_size, tiny.N)):
+    for given in (batch, with_dummy_image(batch, tiny.VIT.image_size, tiny.N)):
         model = tiny.skyeye().train()
         loss = model(**given)
         loss.backward()
@@ -167,7 +166,7 @@ def test_a_picture_for_a_text_changes_no_loss_and_no_gradient(tmp_path, shared):
 
 def test_a_batch_with_a_picture_stays_as_it_is(tmp_path):
     batch = collate([tiny.rows(tiny.captions(tmp_path, 1))[0, 0]])
-    assert with_picture(batch, tiny.VIT.image_size, tiny.N) is batch
+    assert with_dummy_image(batch, tiny.VIT.image_size, tiny.N) is batch
 
 
 def test_without_torchrun_it_is_one_line(place):
@@ -182,6 +181,6 @@ def test_without_torchrun_it_is_one_line(place):
                                          ((2, "cpu", torch.bfloat16, 8), "bits")])
 def test_what_cannot_be_sharded_is_refused_in_one_line(given, word):
     with pytest.raises(ModelError, match=word) as caught:
-        check(*given)
+        check_shardable(*given)
     assert "--shard" in str(caught.value) and "\n" not in str(caught.value)
-    check(2, "cuda", torch.bfloat16, 16)
+    check_shardable(2, "cuda", torch.bfloat16, 16)

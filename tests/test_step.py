@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import tiny
-from formats.released.late import AHEAD, until_all
-from formats.released.quantize import quantize
-from formats.released.replay import Fixed, Graph, replayed
 from llama import Llama, LlamaConfig
+from support.inference.cuda_graphs import CUDAGraphStep, StaticStep, accelerate_decoding
+from support.inference.generation import LOOKAHEAD, stop_when_finished
+from support.inference.quantization import quantize
 
 CONFIG = LlamaConfig(vocab_size=61, width=48, depth=3, heads=4, mlp=72, max_positions=64)
 STOP = 7
@@ -43,7 +43,7 @@ def some_stop(llama, lengths):
 @pytest.mark.parametrize("lengths", [(9,), (9, 4, 6)])
 def test_a_step_over_all_slots_of_the_cache_says_the_same(llama, lengths):
     plain = say(llama, lengths)
-    llama.step = Fixed(llama.step)
+    llama.step = StaticStep(llama.step)
     assert same(say(llama, lengths), plain)
 
 
@@ -51,7 +51,7 @@ def test_rows_that_end_are_dropped_from_a_fixed_step_too(llama):
     stop = some_stop(llama, (9, 4, 6))
     plain = say(llama, (9, 4, 6), stop=stop)
     assert (plain[0] == stop).any()
-    llama.step = Fixed(llama.step)
+    llama.step = StaticStep(llama.step)
     assert same(say(llama, (9, 4, 6), stop=stop), plain)
 
 
@@ -67,7 +67,7 @@ def test_a_conversation_goes_on_after_a_fixed_step(llama):
     fixed, plain = llama.cache(1, 40), llama.cache(1, 40)
     ids, at = torch.tensor([[3]]), torch.tensor([[5]])
     with torch.inference_mode():
-        for cache, step in ((fixed, Fixed(llama.step)), (plain, llama.step)):
+        for cache, step in ((fixed, StaticStep(llama.step)), (plain, llama.step)):
             llama(x, cache=cache)
             step(ids, at, cache)
         more = torch.arange(6, 11)[None]
@@ -80,7 +80,7 @@ def test_an_interrupted_step_leaves_the_cache_as_it_was(llama):
 
     cache = llama.cache(1, 40)
     with pytest.raises(KeyboardInterrupt):
-        Fixed(stopped)(None, None, cache)
+        StaticStep(stopped)(None, None, cache)
     assert not cache.fixed and cache.used == 0
 
 
@@ -92,7 +92,7 @@ def test_nothing_in_a_step_waits_for_the_device(llama, batch, bits):
             quantize(layer.mlp.up_proj.weight, bits), requires_grad=False)
     llama = llama.to("meta")
     cache, words = llama.cache(batch, 40), torch.zeros(batch, 1, dtype=torch.long, device="meta")
-    logits = Fixed(llama.step)(words, words, cache)
+    logits = StaticStep(llama.step)(words, words, cache)
     assert logits.is_meta and logits.shape == (batch, 61)
     with pytest.raises(RuntimeError, match="meta"):
         logits.argmax().item()
@@ -101,9 +101,9 @@ def test_nothing_in_a_step_waits_for_the_device(llama, batch, bits):
 def test_nothing_in_the_token_loop_waits_for_the_device_between_looks(llama):
     llama = llama.to("meta")
     x, lengths = torch.zeros(3, 9, 48, device="meta"), torch.zeros(3, 1, device="meta")[:, 0].long()
-    llama.step = Fixed(llama.step)
+    llama.step = StaticStep(llama.step)
     words = llama.words(x, lengths, llama.cache(3, 40), 20, STOP, 0, [])
-    assert [next(words).shape for _ in range(4 * AHEAD)] == [(3,)] * 4 * AHEAD
+    assert [next(words).shape for _ in range(4 * LOOKAHEAD)] == [(3,)] * 4 * LOOKAHEAD
     with pytest.raises(RuntimeError, match="meta"):                 # the rows that have ended
         next(words)
     one = llama.words(x[:1], lengths[:1], llama.cache(1, 40), 12, STOP, 0, [], temperature=0.7,
@@ -120,7 +120,7 @@ def test_a_step_compiles_whole_and_not_anew_for_each_word(llama, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda step, fullgraph=False: fullgraph and compiled(
         step, fullgraph=True, backend=counting))
-    replayed(llama, compile=True)
+    accelerate_decoding(llama, compile=True)
     assert same(say(llama), plain)
     assert len(compiles) == 1
     for slots in (50, 41, 57):                                      # of another conversation
@@ -129,7 +129,7 @@ def test_a_step_compiles_whole_and_not_anew_for_each_word(llama, monkeypatch):
 
 
 def test_on_a_cpu_a_step_stays_as_it_is_unless_it_is_compiled(llama):
-    replayed(llama)
+    accelerate_decoding(llama)
     assert "step" not in vars(llama)
 
 
@@ -149,7 +149,7 @@ def records(llama, monkeypatch):
 
         def replay(self):
             used = caches[-1].used
-            graph.logits.copy_(Fixed(plain)(graph.ids, graph.positions, caches[-1]))
+            graph.logits.copy_(StaticStep(plain)(graph.ids, graph.positions, caches[-1]))
             caches[-1].used = used                                  # Python's numbers stay
 
     class Stream:
@@ -159,7 +159,7 @@ def records(llama, monkeypatch):
     for name, value in {"Stream": Stream, "current_stream": Stream, "CUDAGraph": Record,
                         "stream": contextlib.nullcontext, "graph": contextlib.nullcontext}.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    llama.step = graph = Graph(lambda *own: caches.append(own[-1]) or plain(*own))
+    llama.step = graph = CUDAGraphStep(lambda *own: caches.append(own[-1]) or plain(*own))
     return made
 
 
@@ -200,7 +200,7 @@ def test_words_looked_at_late_are_the_same_and_end_with_the_last_row(ahead):
             asked.append(row)
             yield torch.tensor(row)
 
-    said = until_all(words(), STOP, ahead)
+    said = stop_when_finished(words(), STOP, ahead)
     assert tuple(next(said).tolist()) == rows[0] and len(asked) == min(1 + ahead, len(rows))
     assert [tuple(ids.tolist()) for ids in said] == rows[1:4]
     assert len(asked) == min(4 + ahead, len(rows))
@@ -208,4 +208,4 @@ def test_words_looked_at_late_are_the_same_and_end_with_the_last_row(ahead):
 
 def test_words_end_where_they_end_when_no_row_stops():
     words = [torch.tensor([i]) for i in range(6)]
-    assert list(until_all(iter(words), STOP, 4)) == words
+    assert list(stop_when_finished(iter(words), STOP, 4)) == words

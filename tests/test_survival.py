@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import eval as evaluation
 import tiny
 from examples.miniworld import write_world
-from formats.training.checkpoints import complete
+from support.training.checkpoints import complete_checkpoints
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -81,7 +81,7 @@ def test_a_signal_ends_after_a_saved_step_and_the_run_goes_on_to_the_same_bits(
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in said and "checkpoint-" in said
-    (kept,) = complete(tmp_path)
+    (kept,) = complete_checkpoints(tmp_path)
     assert 5 <= int(kept.name[11:]) < 400
     assert run(place, tmp_path, 400, "--resume", "auto", "--save_steps", 1000)[0] == 0
     assert equal(weights(tmp_path), unbroken)
@@ -98,7 +98,7 @@ def test_kills_at_random_moments_lose_at_most_the_steps_since_the_last_save(
         time.sleep(rng.uniform(0, 0.08))            # a step takes about 10 ms, a save about 30
         process.kill()
         process.communicate()
-        before, steps = steps, int(complete(tmp_path)[-1].name[11:])
+        before, steps = steps, int(complete_checkpoints(tmp_path)[-1].name[11:])
         assert steps >= logged(tmp_path)[-1]["step"] - 3 and steps > before
     assert run(place, tmp_path, 400, "--save_steps", 50, "--resume", "auto", "--force")[0] == 0
     assert equal(weights(tmp_path), unbroken)
@@ -114,7 +114,7 @@ def test_a_changed_setting_is_refused_by_name_unless_forced(place, tmp_path):
 
 def test_a_torn_checkpoint_is_passed_over_and_told(place, tmp_path):
     assert run(place, tmp_path, 6, "--save_steps", 2)[0] == 0
-    newest = complete(tmp_path)[-1]
+    newest = complete_checkpoints(tmp_path)[-1]
     state = newest / "trainer.pt"
     state.write_bytes(state.read_bytes()[:-100])
     code, said = run(place, tmp_path, 6, "--save_steps", 2, "--resume", "auto")
@@ -136,7 +136,7 @@ def test_losses_that_are_no_number_are_skipped_told_and_end_the_run(place, tmp_p
     skipped = [row for row in logged(tmp_path) if row.get("skipped")]
     assert len(skipped) == 3 and all("talks.json:" in name for row in skipped
                                      for name in row["rows"])
-    state = torch.load(complete(tmp_path)[-1] / "trainer.pt", weights_only=True)
+    state = torch.load(complete_checkpoints(tmp_path)[-1] / "trainer.pt", weights_only=True)
     assert state["where"]["torch"] == str(torch.__version__)
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(place, tmp_path)
     try:
         code, said = run(place, disk, 30, "--save_steps", 2, "--save_total_limit", 0)
         assert code == 2 and "bytes to write" in said.strip().splitlines()[-1]
-        assert complete(disk)
+        assert complete_checkpoints(disk)
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -196,7 +196,7 @@ def train_twice(world, out, killed):
             for number in group:
                 os.kill(number, signal.SIGKILL)
             process.communicate(timeout=60)
-            assert complete(place) and logged(place)[-1]["step"] < 40
+            assert complete_checkpoints(place) and logged(place)[-1]["step"] < 40
             assert not list(place.glob("*.safetensors"))
             process = start_two(world, stage, model, place)
         _, said = process.communicate(timeout=120)

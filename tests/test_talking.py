@@ -9,12 +9,16 @@ import torch
 import tiny
 from chat import Conversation
 from data import Tokenizer, parse_boxes
-from formats.released.guiding import allowed, told
-from formats.talking.grammar import Grammar, open_box
-from formats.talking.guide import Guide
-from formats.talking.showing import speak
 from llama import sample
 from projector import SkyEyeGPT
+from support.inference.generation import (
+    BoxConstraint,
+    BoxGrammar,
+    mask_logits,
+    observe_tokens,
+    unfinished_box,
+)
+from support.terminal.display import stream_answer
 
 NANO = tiny.ROOT / "weights" / "nano"
 FOREST = tiny.ROOT / "examples" / "forest.png"
@@ -25,7 +29,7 @@ WHERE = "[refer] where is the house with a blue roof ?"
 
 
 def grammar_of(tokenizer):
-    return Grammar([tokenizer.model.id_to_piece(i) for i in range(len(tokenizer))])
+    return BoxGrammar([tokenizer.model.id_to_piece(i) for i in range(len(tokenizer))])
 
 
 @pytest.fixture(scope="module", params=FILES, ids=["nano", "llama"])
@@ -36,14 +40,14 @@ def tongue(request):
 
 def babble(grammar, free, seed, tokens=100):
     """What a model says that says anything, and often begins a box or ends -> ids, its guide."""
-    guide, ids, generator = Guide(grammar, free), [], torch.Generator().manual_seed(seed)
+    guide, ids, generator = BoxConstraint(grammar, free), [], torch.Generator().manual_seed(seed)
     seen = torch.zeros(1, len(grammar.texts), dtype=torch.bool)
     while len(ids) < tokens and 2 not in ids:
         logits = torch.randn(seen.shape, generator=generator)
         logits[:, grammar.opening] += 2.5
         logits[:, 2] += 2
-        token = sample(allowed(logits, [guide]), seen)
-        told([guide], token, logits)
+        token = sample(mask_logits(logits, [guide]), seen)
+        observe_tokens([guide], token, logits)
         ids.append(token.item())
     return ids, guide
 
@@ -76,7 +80,7 @@ def test_no_piece_of_a_well_formed_answer_is_ever_barred(tongue):
     for _ in range(400):
         text = rng.choice(("", "it is ", "<p>two ships</p> ", "über 1 < 2 | \n")) + "<delim>".join(
             some_box(rng) for _ in range(rng.randint(1, 3))) + rng.choice(("", ".", ", <p>a</p>"))
-        guide = Guide(grammar)
+        guide = BoxConstraint(grammar)
         for token in [*tokenizer.encode(text), 2]:
             assert guide.allowed()[token], (text, guide.begun, grammar.texts[token])
             guide.said(token, 0.0)
@@ -87,8 +91,8 @@ def test_no_piece_of_a_well_formed_answer_is_ever_barred(tongue):
                                   "{<1,", "{<1>}", "{<1> ", "{<1><2><3><4><", "{<1><2><3><4>|}",
                                   "{{", "{<1><2><3><4>|<0>|", "{<1><2><3><4>}{x", "a {b}", "{<٣>"])
 def test_what_no_box_begins_with_is_seen(text):
-    assert open_box(text) is None
-    assert open_box("1 < 2, " + text) is None
+    assert unfinished_box(text) is None
+    assert unfinished_box("1 < 2, " + text) is None
     assert not parse_boxes("{<٣><1><2><3>}", 640, 480)
 
 
@@ -97,12 +101,12 @@ def test_every_beginning_of_a_box_is_one():
     for _ in range(300):
         box = some_box(rng)
         for cut in range(1, len(box)):
-            assert open_box("<p>{<0><1><2><3>}</p> " + box[:cut]) == box[:cut]
-        assert open_box(box) == open_box(box + "}> ") == ""
+            assert unfinished_box("<p>{<0><1><2><3>}</p> " + box[:cut]) == box[:cut]
+        assert unfinished_box(box) == unfinished_box(box + "}> ") == ""
 
 
 def test_a_vocabulary_that_can_finish_no_box_is_not_held():
-    grammar = Grammar(["<unk>", "<s>", "</s>", "▁{", "<", "a"])
+    grammar = BoxGrammar(["<unk>", "<s>", "</s>", "▁{", "<", "a"])
     assert grammar.allowed("{").tolist() == [False] * 4 + [True, False]
     assert grammar.allowed("{<").all()
 
@@ -130,7 +134,7 @@ def spoken(talker, guides, **sampling):
 
 def test_a_confidence_is_the_geometric_mean_of_the_models_own_probabilities(talker):
     model, tokenizer, grammar = talker
-    guides, checked = [Guide(grammar) for _ in range(6)], 0
+    guides, checked = [BoxConstraint(grammar) for _ in range(6)], 0
     answers = spoken(talker, guides, temperature=1.5, generator=torch.Generator().manual_seed(0))
     for prompt, answer, guide in zip(prompts(tokenizer), answers, guides, strict=True):
         ids = torch.cat([prompt, torch.tensor(answer, dtype=torch.long)])
@@ -151,11 +155,11 @@ def test_a_confidence_is_the_geometric_mean_of_the_models_own_probabilities(talk
 
 def test_guided_rows_of_a_batch_say_what_each_says_alone(talker):
     model, tokenizer, grammar = talker
-    guides = [Guide(grammar) for _ in range(6)]
+    guides = [BoxConstraint(grammar) for _ in range(6)]
     answers = spoken(talker, guides)
     assert any("{" in text for guide in guides for text in guide.texts)
     for prompt, answer, guide in zip(prompts(tokenizer), answers, guides, strict=True):
-        alone = Guide(grammar)
+        alone = BoxConstraint(grammar)
         assert list(model.generate(prompt, None, 60, guides=[alone])) == answer
         assert alone.confidences() == pytest.approx(guide.confidences(), rel=1e-3)
 
@@ -166,8 +170,8 @@ def test_a_free_guide_changes_nothing(talker, temperature):
         return spoken(talker, guides, temperature=temperature,
                       generator=torch.Generator().manual_seed(3))
 
-    bare, free = said(None), said([Guide(talker[2], free=True) for _ in range(6)])
-    assert bare == free != said([Guide(talker[2]) for _ in range(6)])
+    bare, free = said(None), said([BoxConstraint(talker[2], free=True) for _ in range(6)])
+    assert bare == free != said([BoxConstraint(talker[2]) for _ in range(6)])
 
 
 def nano(tokens=60, picture=FOREST, **more):
@@ -190,7 +194,7 @@ def test_the_conversation_shows_each_boxs_confidence_and_saves_it(capsys, tmp_pa
     (tmp_path / "forest.png").write_bytes(FOREST.read_bytes())
     talk = nano(picture=tmp_path / "forest.png")
     for question in ("[caption] briefly describe the image", WHERE):
-        speak(talk, question, live=False, as_json=False, preview=False)
+        stream_answer(talk, question, live=False, as_json=False, preview=False)
     (sure,) = talk.guides[1].confidences()
     assert 0 < sure < 1 and capsys.readouterr().out.rstrip().endswith(f" pixels ({sure:.2f})")
     talk.save(tmp_path / "talk.json")

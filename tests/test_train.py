@@ -15,19 +15,12 @@ import tiny
 import train
 from data import collate
 from examples.miniworld import write_world
-from formats.training.checkpoints import complete
-from formats.training.feeding import Feed
-from formats.training.watching import Watch
 from lora import MOE_LORA, LoRAConfig
 from projector import SkyEyeGPT
-from train import (
-    TrainConfig,
-    build_model,
-    learning_rate,
-    make_optimizer,
-    parse_args,
-    train_step,
-)
+from support.training.checkpoints import complete_checkpoints
+from support.training.distributed import BatchSchedule
+from support.training.log import NaNGuard
+from train import TrainConfig, build_model, learning_rate, make_optimizer, parse_args, train_step
 
 DROPPING = dataclasses.replace(tiny.SKYEYE, lora=LoRAConfig(r=7, alpha=11.0, dropout=0.3))
 
@@ -54,7 +47,7 @@ def log(out):
 
 def step(model, batches, optimizer, config):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return train_step(model, batches, optimizer, scaler, config, "cpu", torch.float32, Watch())
+    return train_step(model, batches, optimizer, scaler, config, "cpu", torch.float32, NaNGuard())
 
 
 # ---- schedule and flags --------------------------------------------------------------------------
@@ -78,14 +71,14 @@ def test_a_large_model_gets_the_defaults_and_a_small_one_its_recipe():
     large, small = parse_args(["--preset", "skyeyegpt"]), parse_args([])
     assert (large.max_steps, large.lr, large.beta2, large.train_vit) == (50_000, 1e-5, 0.999, False)
     assert large.tune == small.tune == "full"
-    for name, value in train.RECIPES[1].items():
+    for name, value in train.SMALL_MODEL_DEFAULTS[1].items():
         assert getattr(small, name) == value
 
 
 def test_a_flag_that_is_given_wins_over_the_recipe():
     config = parse_args(["--lr", "0.25", "--no-train-vit", "--max_steps", "50000"])
     assert (config.lr, config.train_vit, config.max_steps) == (0.25, False, 50_000)
-    assert config.beta2 == train.RECIPES[1]["beta2"]
+    assert config.beta2 == train.SMALL_MODEL_DEFAULTS[1]["beta2"]
 
 
 def test_flags_are_written_with_either_dash(folder):
@@ -312,7 +305,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_tokens(folder, tmp_path):
 
 @pytest.mark.parametrize("world, accum", [(1, 1), (2, 1), (3, 2)])
 def test_the_processes_share_the_rows_out_and_none_is_left_or_taken_twice(world, accum):
-    feeds = [Feed(range(7), 2, accum, 7, rank, world) for rank in range(world)]
+    feeds = [BatchSchedule(range(7), 2, accum, 7, rank, world) for rank in range(world)]
     keys = [list(feed.keys(0)) for feed in feeds]
     together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
     assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world)]
@@ -361,10 +354,10 @@ def test_a_run_with_the_same_seed_is_the_same_and_another_seed_is_another(folder
 
 def test_the_newest_checkpoints_are_kept_and_each_is_a_model_folder(folder, talks, tmp_path):
     run(folder, talks, tmp_path, save_steps=1, save_total_limit=2, max_steps=12)
-    found = complete(tmp_path)
+    found = complete_checkpoints(tmp_path)
     assert [path.name for path in found] == ["checkpoint-10", "checkpoint-11"]
     (tmp_path / "checkpoint-99.tmp").mkdir()
-    assert complete(tmp_path) == found
+    assert complete_checkpoints(tmp_path) == found
     for path in (*found, tmp_path):
         model = SkyEyeGPT.from_pretrained(path)
         assert model.config.lora == DROPPING.lora

@@ -19,18 +19,37 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import support.common as common
+import support.training.checkpoints as checkpoints
 import tiny
-from formats.training import disk, telling
-from formats.training.axis import Axis
-from formats.training.chart import BOX, SIZE
-from formats.training.checkpoints import SaveError, complete, newest, save
-from formats.training.flags import FlagError
-from formats.training.plot import MEAN, RATE, average, plot, read_log
-from formats.training.ratios import parse_ratios
-from formats.training.settings import differences
-from formats.training.stopping import Stop
-from formats.training.watching import Diverged, Watch, untrained
-from formats.training.whole import fault
+from support.common import (
+    GracefulStop,
+    UserError,
+    commit,
+    environment,
+    explain_out_of_memory,
+    is_out_of_memory,
+)
+from support.readers import parse_ratios
+from support.training.checkpoints import (
+    complete_checkpoints,
+    differences,
+    newest_checkpoint,
+    save_checkpoint,
+    why_incomplete,
+)
+from support.training.log import (
+    CHART_BOX,
+    CHART_SIZE,
+    MEAN_COLOR,
+    RATE_COLOR,
+    Axis,
+    NaNGuard,
+    is_untrained_loss,
+    moving_average,
+    plot_loss,
+    read_log,
+)
 
 
 def write(folder, value=0.0, size=2000):
@@ -78,8 +97,8 @@ TEARS = {
 def test_a_torn_checkpoint_is_passed_over_in_one_line_that_names_file_and_folder(tear, tmp_path):
     whole, torn = make(tmp_path, 20, 40)
     TEARS[tear](torn)
-    found, lines = newest(tmp_path)
-    assert found == whole and complete(tmp_path) == [whole]
+    found, lines = newest_checkpoint(tmp_path)
+    assert found == whole and complete_checkpoints(tmp_path) == [whole]
     assert len(lines) == 1 and "\n" not in lines[0] and str(tmp_path) not in lines[0]
     assert lines[0].startswith("checkpoint-40 is torn (") and lines[0].endswith("), passed over")
     assert tear.split()[0] in lines[0] and "download" not in lines[0]
@@ -89,48 +108,48 @@ def test_whole_ones_come_by_number_and_nothing_else_counts(tmp_path):
     make(tmp_path, 100, 20, 9)
     make(tmp_path, "120.tmp", "130.old.tmp", "x", "")
     (tmp_path / "checkpoint-500").write_text("a file")
-    assert [path.name for path in complete(tmp_path)] == [f"checkpoint-{n}" for n in (9, 20, 100)]
-    assert newest(tmp_path) == (tmp_path / "checkpoint-100", [])
+    assert [path.name for path in complete_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (9, 20, 100)]
+    assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-100", [])
 
 
 def test_where_nothing_is_nothing_is_found(tmp_path):
-    assert newest(tmp_path) == newest(tmp_path / "none") == (None, [])
+    assert newest_checkpoint(tmp_path) == newest_checkpoint(tmp_path / "none") == (None, [])
     (tmp_path / "checkpoint-1").mkdir()
-    assert newest(tmp_path)[0] is None and len(newest(tmp_path)[1]) == 1
+    assert newest_checkpoint(tmp_path)[0] is None and len(newest_checkpoint(tmp_path)[1]) == 1
 
 
 def test_all_shards_of_an_index_make_a_whole_one(tmp_path):
     folder, = make(tmp_path, 1)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "b.safetensors"}}')
-    assert fault(folder) == "b.safetensors: no such file"
+    assert why_incomplete(folder) == "b.safetensors: no such file"
     shutil.copy(folder / "model.safetensors", folder / "b.safetensors")
-    assert fault(folder) == ""
+    assert why_incomplete(folder) == ""
 
 
 # ---- saving --------------------------------------------------------------------------------------
 
 def test_a_save_is_whole_and_leaves_nothing_else(tmp_path):
     out = tmp_path / "new" / "out"
-    assert save(out, 7, write, 100, 2) == out / "checkpoint-7"
-    assert names(out) == ["checkpoint-7"] and complete(out) == [out / "checkpoint-7"]
+    assert save_checkpoint(out, 7, write, 100, 2) == out / "checkpoint-7"
+    assert names(out) == ["checkpoint-7"] and complete_checkpoints(out) == [out / "checkpoint-7"]
 
 
 @pytest.mark.parametrize("limit, kept", [(0, [1, 2, 3, 4]), (1, [4]), (2, [3, 4]), (3, [2, 3, 4])])
 def test_the_oldest_beyond_the_limit_go(limit, kept, tmp_path):
     make(tmp_path, 1, 2, 3)
-    save(tmp_path, 4, write, 0, limit)
+    save_checkpoint(tmp_path, 4, write, 0, limit)
     assert names(tmp_path) == [f"checkpoint-{n}" for n in kept]
 
 
 def test_the_one_just_written_stays_though_newer_ones_stand(tmp_path):
     make(tmp_path, 60, 80)
-    save(tmp_path, 50, write, 0, 1)
+    save_checkpoint(tmp_path, 50, write, 0, 1)
     assert names(tmp_path) == ["checkpoint-50"]
 
 
 def test_a_torn_one_takes_no_whole_ones_place(tmp_path):
     cut(make(tmp_path, 1, 2, 3)[2] / "trainer.pt")
-    save(tmp_path, 4, write, 0, 2)
+    save_checkpoint(tmp_path, 4, write, 0, 2)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3", "checkpoint-4"]
 
 
@@ -141,13 +160,13 @@ def test_leftovers_of_the_same_and_older_steps_are_removed_before(tmp_path):
         assert names(tmp_path) == ["checkpoint-4.tmp", "checkpoint-5.tmp"]
         assert not list(folder.iterdir())
         write(folder)
-    save(tmp_path, 4, only_the_newer, 0, 0)
+    save_checkpoint(tmp_path, 4, only_the_newer, 0, 0)
     assert names(tmp_path) == ["checkpoint-4", "checkpoint-5.tmp"]
 
 
 def test_a_step_saved_again_takes_the_place_of_the_old_one(tmp_path):
     make(tmp_path, 4)
-    save(tmp_path, 4, lambda folder: write(folder, 9.0), 0, 1)
+    save_checkpoint(tmp_path, 4, lambda folder: write(folder, 9.0), 0, 1)
     state = torch.load(tmp_path / "checkpoint-4" / "trainer.pt", weights_only=True)
     assert state["weights"][0] == 9.0 and names(tmp_path) == ["checkpoint-4"]
 
@@ -164,11 +183,11 @@ def fails(error):
                                    RuntimeError("PytorchStreamWriter failed\nwriting file")])
 def test_a_write_that_fails_leaves_the_earlier_ones_and_no_folder(error, tmp_path):
     make(tmp_path, 1, 2)
-    with pytest.raises(SaveError) as told:
-        save(tmp_path, 3, fails(error), 0, 1)
+    with pytest.raises(UserError) as told:
+        save_checkpoint(tmp_path, 3, fails(error), 0, 1)
     assert str(told.value).startswith(str(tmp_path / "checkpoint-3"))
     assert "\n" not in str(told.value) and "--output_dir" in str(told.value)
-    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"] and len(complete(tmp_path)) == 2
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"] and len(complete_checkpoints(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TypeError("x"),
@@ -176,7 +195,7 @@ def test_a_write_that_fails_leaves_the_earlier_ones_and_no_folder(error, tmp_pat
 def test_another_error_passes_through_and_leaves_no_folder_either(error, tmp_path):
     make(tmp_path, 1)
     with pytest.raises(type(error)):
-        save(tmp_path, 3, fails(error), 0, 1)
+        save_checkpoint(tmp_path, 3, fails(error), 0, 1)
     assert names(tmp_path) == ["checkpoint-1"]
 
 
@@ -190,9 +209,9 @@ def test_before_the_new_one_stands_no_old_one_goes(step, tmp_path, monkeypatch):
             raise OSError(errno.EIO, "crash")
         return rename(path, target)
     monkeypatch.setattr(Path, "rename", crash)
-    with pytest.raises(SaveError, match="crash"):
-        save(tmp_path, step, lambda folder: write(folder, 9.0), 0, 1)
-    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"] and len(complete(tmp_path)) == 2
+    with pytest.raises(UserError, match="crash"):
+        save_checkpoint(tmp_path, step, lambda folder: write(folder, 9.0), 0, 1)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"] and len(complete_checkpoints(tmp_path)) == 2
 
 
 def test_files_are_flushed_before_the_rename_and_the_parent_after(tmp_path, monkeypatch):
@@ -205,7 +224,7 @@ def test_files_are_flushed_before_the_rename_and_the_parent_after(tmp_path, monk
     monkeypatch.setattr(os, "fsync", note_flush)
     monkeypatch.setattr(Path, "rename", lambda path, to: made.append(f"{path.name} -> {to.name}")
                         or rename(path, to))
-    save(tmp_path, 2, write, 0, 1)
+    save_checkpoint(tmp_path, 2, write, 0, 1)
     assert set(made[:3]) == {"trainer.pt", "model.safetensors", "config.json"}
     assert made[3:] == ["checkpoint-2.tmp", "checkpoint-2.tmp -> checkpoint-2", tmp_path.name,
                         "checkpoint-1 -> checkpoint-1.tmp"]
@@ -214,12 +233,12 @@ def test_files_are_flushed_before_the_rename_and_the_parent_after(tmp_path, monk
 @pytest.mark.parametrize("free, enough", [(1049, False), (1050, True)])
 def test_five_percent_more_than_needed_must_be_free(free, enough, tmp_path, monkeypatch):
     make(tmp_path, 1)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     if enough:
-        save(tmp_path, 2, write, 1000, 0)
+        save_checkpoint(tmp_path, 2, write, 1000, 0)
         return
-    with pytest.raises(SaveError, match=f"checkpoint-2: 1,050 bytes to write, {free:,} free"):
-        save(tmp_path, 2, lambda folder: pytest.fail("it was begun"), 1000, 0)
+    with pytest.raises(UserError, match=f"checkpoint-2: 1,050 bytes to write, {free:,} free"):
+        save_checkpoint(tmp_path, 2, lambda folder: pytest.fail("it was begun"), 1000, 0)
     assert names(tmp_path) == ["checkpoint-1"]
 
 
@@ -234,25 +253,25 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line(broken, tmp_path):
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, usual[1]))
     try:
-        with pytest.raises(SaveError, match="checkpoint-2: not written"):
-            save(tmp_path, 2, big, 0, 1)
+        with pytest.raises(UserError, match="checkpoint-2: not written"):
+            save_checkpoint(tmp_path, 2, big, 0, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert names(tmp_path) == ["checkpoint-1"] and len(complete(tmp_path)) == 1
+    assert names(tmp_path) == ["checkpoint-1"] and len(complete_checkpoints(tmp_path)) == 1
 
 
 SMALL_DISK = """
 import sys
 sys.path[:0] = sys.argv[1:3]
-from test_training_parts import SaveError, Path, complete, make, names, save, write
+from test_training_parts import UserError, Path, complete, make, names, save, write
 place = Path(sys.argv[3])
 make(place, 1)
 for need, what in (200_000, "bytes to write"), (0, "not written"):      # 0: less than it takes
     try:
-        save(place, 2, lambda folder: write(folder, size=50_000), need, 1)
-    except SaveError as error:
+        save_checkpoint(place, 2, lambda folder: write(folder, size=50_000), need, 1)
+    except UserError as error:
         assert what in str(error), error
-    assert complete(place) == [place / "checkpoint-1"] and names(place) == ["checkpoint-1"]
+    assert complete_checkpoints(place) == [place / "checkpoint-1"] and names(place) == ["checkpoint-1"]
 print("told twice")
 """
 
@@ -299,7 +318,7 @@ def test_ratios_are_of_the_data_sets_that_are_named_or_of_all_in_order(given, ra
     (("1", "1", "1", "1", "nan"), "nan: not"), (("rsicd=inf",), "inf: not"),
     (("0",) * 5, "nothing")])
 def test_a_ratio_that_fits_nothing_is_one_line(given, told):
-    with pytest.raises(FlagError, match=told) as error:
+    with pytest.raises(UserError, match=told) as error:
         parse_ratios(given, PLACES)
     assert "\n" not in str(error.value) and str(error.value).startswith("--ratio")
 
@@ -309,8 +328,8 @@ def test_a_ratio_that_fits_nothing_is_one_line(given, told):
 RUN = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from formats.training.settings import differences
-from formats.training.stopping import Stop
+from support.training.checkpoints import differences
+from support.common import GracefulStop as Stop
 with Stop() as stop:
     print("ready", flush=True)
     if sys.argv[2] == "deaf":                   # a lock taken twice: a call that never ends
@@ -383,7 +402,7 @@ def test_ctrl_c_in_a_terminal_reaches_loaders_too_and_counts_once(start):
 
 def test_handlers_are_as_before_on_exit_and_without_a_signal_the_code_is_0():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Stop() as stop:
+    with GracefulStop() as stop:
         assert signal.getsignal(signal.SIGINT) == stop.note
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert (stop.signal, stop.code) == (0, 0)
@@ -393,7 +412,7 @@ def test_outside_the_main_thread_it_does_nothing():
     seen = []
 
     def work():
-        with Stop() as stop:
+        with GracefulStop() as stop:
             seen.append((stop.signal, signal.getsignal(signal.SIGINT)))
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)
@@ -405,7 +424,7 @@ def test_outside_the_main_thread_it_does_nothing():
 # ---- losses --------------------------------------------------------------------------------------
 
 def test_bad_losses_and_norms_are_skipped_and_counted_in_a_row():
-    watch, nan, inf = Watch(), math.nan, math.inf
+    watch, nan, inf = NaNGuard(), math.nan, math.inf
     assert [watch.look(*pair) for pair in [(1, 1), (nan, 1), (1, inf)]] == [False, True, True]
     assert watch.bad == 2
     assert not watch.look(2.0, 1.0) and watch.bad == 0
@@ -413,31 +432,31 @@ def test_bad_losses_and_norms_are_skipped_and_counted_in_a_row():
 
 
 def test_three_in_a_row_end_the_run_in_a_line_that_names_the_last_good_checkpoint():
-    watch = Watch()
+    watch = NaNGuard()
     for step in (1, 2):
         watch.look(math.nan, 0.0)
         watch.check(step, None)
     watch.look(math.nan, 0.0)
-    with pytest.raises(Diverged, match="step 3: 3 steps in a row.*out/checkpoint-40.*--lr"):
+    with pytest.raises(UserError, match="step 3: 3 steps in a row.*out/checkpoint-40.*--lr"):
         watch.check(3, Path("out/checkpoint-40"))
-    with pytest.raises(Diverged, match="no checkpoint yet"):
+    with pytest.raises(UserError, match="no checkpoint yet"):
         watch.check(3, None)
 
 
 @pytest.mark.parametrize("part, guessing", [(0.97, 0), (0.99, 1), (1.019, 1), (1.03, 0)])
 def test_guessing_is_a_loss_within_two_percent_of_the_logarithm(part, guessing):
-    assert untrained(math.log(32_000) * part, 32_000) == guessing
+    assert is_untrained_loss(math.log(32_000) * part, 32_000) == guessing
 
 
 # ---- telling -------------------------------------------------------------------------------------
 
 def test_the_environment_is_told():
-    told = telling.environment()
+    told = environment()
     head = subprocess.run(["git", "-C", tiny.ROOT, "rev-parse", "HEAD"], capture_output=True,
                           text=True).stdout
     assert set(told) == {"commit", "python", "torch", "device"}
     assert head.startswith(told["commit"].split("+")[0]) and told["torch"] == torch.__version__
-    assert told["device"] and telling.environment("mps")["device"] == "mps"
+    assert told["device"] and environment("mps")["device"] == "mps"
     assert json.loads(json.dumps(told)) == told
 
 
@@ -445,22 +464,22 @@ def test_the_environment_is_told():
 def test_without_git_there_is_no_commit(error, monkeypatch):
     def run(*given, **more):
         raise error
-    monkeypatch.setattr(telling.subprocess, "run", run)
-    assert telling.commit() == ""
+    monkeypatch.setattr(common.subprocess, "run", run)
+    assert commit() == ""
 
 
 def test_running_out_of_memory_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
-    line = telling.explain_memory(error.value, "cpu")
-    assert telling.is_out_of_memory(error.value) and "\n" not in line
+    line = explain_out_of_memory(error.value, "cpu")
+    assert is_out_of_memory(error.value) and "\n" not in line
     assert "1152921504606846976 bytes more asked for" in line and "the process held" in line
     for flag in "batch_size", "grad_accum", "grad_checkpoint", "questions_per_image", "dtype":
         assert f"--{flag}" in line
-    assert telling.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
-    assert telling.is_out_of_memory(MemoryError())
-    assert not telling.is_out_of_memory(RuntimeError("shapes do not fit"))
-    assert not telling.is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 # ---- the plot ------------------------------------------------------------------------------------
@@ -480,17 +499,17 @@ def near(picture, color, x, y, reach=3):
 
 def test_the_curves_lie_where_the_data_are(tmp_path):
     rows = [{"step": s, "loss": 8 - s / 200, "lr": 1e-3 * s / 1000} for s in range(0, 1001, 10)]
-    plot(log(tmp_path / "log.jsonl", rows), tmp_path / "loss.png")
+    plot_loss(log(tmp_path / "log.jsonl", rows), tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as image:
-        assert image.size == SIZE and image.format == "PNG"
+        assert image.size == CHART_SIZE and image.format == "PNG"
         picture = np.asarray(image.convert("RGB"))
-    left, top, right, bottom = BOX
+    left, top, right, bottom = CHART_BOX
     across, up = Axis(0, 1000, left, right), Axis(3, 8, bottom, top)
     rate = Axis(0, 1e-3, bottom, top)
     for s in range(100, 1000, 100):
-        assert near(picture, MEAN, across.at(s), up.at(8 - s / 200))
-        assert near(picture, RATE, across.at(s), rate.at(1e-3 * s / 1000))
-        assert not near(picture, MEAN, across.at(s), up.at(8 - s / 200) - 25)
+        assert near(picture, MEAN_COLOR, across.at(s), up.at(8 - s / 200))
+        assert near(picture, RATE_COLOR, across.at(s), rate.at(1e-3 * s / 1000))
+        assert not near(picture, MEAN_COLOR, across.at(s), up.at(8 - s / 200) - 25)
     assert (picture[:top - 5, 240:700].min(-1) < 200).any()         # the legend
     assert (picture[bottom + 8:bottom + 25].min(-1) < 120).any()    # the numbers
     assert names(tmp_path) == ["log.jsonl", "loss.png"]
@@ -506,18 +525,18 @@ def test_of_repeated_steps_the_last_counts_and_broken_lines_do_not(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_few_lines_are_drawn_too(count, tmp_path):
     rows = [{"step": s, "loss": 2.0, "lr": 0.0} for s in range(count)]
-    plot(log(tmp_path / "log.jsonl", rows), tmp_path / "loss.png")
-    assert near(np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")), MEAN,
-                (BOX[0] + BOX[2]) / 2, (BOX[1] + BOX[3]) / 2, 40)
+    plot_loss(log(tmp_path / "log.jsonl", rows), tmp_path / "loss.png")
+    assert near(np.asarray(Image.open(tmp_path / "loss.png").convert("RGB")), MEAN_COLOR,
+                (CHART_BOX[0] + CHART_BOX[2]) / 2, (CHART_BOX[1] + CHART_BOX[3]) / 2, 40)
 
 
 def test_an_empty_log_is_an_error_that_names_it(tmp_path):
     with pytest.raises(ValueError, match="log.jsonl: no line"):
-        plot(log(tmp_path / "log.jsonl", []), tmp_path / "loss.png")
+        plot_loss(log(tmp_path / "log.jsonl", []), tmp_path / "loss.png")
 
 
 def test_the_average_is_of_the_neighbors():
-    assert average(np.array([1.0, 2.0, 6.0, 1.0])).tolist() == [1.5, 3.0, 3.0, 3.5]
+    assert moving_average(np.array([1.0, 2.0, 6.0, 1.0])).tolist() == [1.5, 3.0, 3.0, 3.5]
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.31, 9.7), (1e-6, 1e-3), (40_000, 40_007)])

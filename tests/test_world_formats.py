@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data import FORMATS, read_data
 from examples.miniworld import write_world
-from formats.class_folder import QUESTION
+from support.readers import FORMATS, read_data
+from support.readers.questions import CLASS_QUESTION
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_folder_a_class_reads_back_with_the_papers_question(world, tmp_path):
         copied([sample], tmp_path / sample.turns[0][1].replace(" ", "_"))
     classes = sorted({s.turns[0][1] for s in samples})
     found = read_data(tmp_path)
-    assert {s.turns[0][0] for s in found} == {QUESTION.format(", ".join(classes))}
+    assert {s.turns[0][0] for s in found} == {CLASS_QUESTION.format(", ".join(classes))}
     assert (sorted((name(s), s.turns[0][1]) for s in found)
             == sorted((name(s), s.turns[0][1]) for s in samples))
 

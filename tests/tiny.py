@@ -13,10 +13,11 @@ import sentencepiece
 import torch
 from PIL import Image
 
-from data import Rows, Sample, Tokenizer
+from data import PackedDataset, Tokenizer
 from llama import LlamaConfig
 from lora import LoRAConfig
 from projector import SkyEyeConfig, SkyEyeGPT
+from support.readers.common import Sample
 from vit import ViTConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,8 +92,8 @@ def model_folder(folder: Path, config: SkyEyeConfig = SKYEYE, seed: int = 0) -> 
     return folder
 
 
-def rows(samples: list[Sample], **more) -> Rows:
-    return Rows(samples, tokenizer(), VIT.image_size, N, **more)
+def rows(samples: list[Sample], **more) -> PackedDataset:
+    return PackedDataset(samples, tokenizer(), VIT.image_size, N, **more)
 
 
 def picture(path: Path, width: int = 37, height: int = 23, seed: int = 0) -> str:

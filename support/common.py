@@ -1,0 +1,189 @@
+"""What every script and support module may use: errors, flags, files, signals, the environment.
+
+Nothing here imports another file of the project.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y downwards
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file or flag and says what to do.
+
+    Every script prints it and ends with exit code 2.
+    """
+
+
+# ---- flags ---------------------------------------------------------------------------------------
+
+def option(default, text: str, **more):
+    """A field of a config dataclass that becomes a flag with the help `text`.
+
+    more: `choices`, `nargs`, `metavar` and `type` as argparse takes them, `positional=True`, and
+    `default_text` where the help should show something else than the default.
+    """
+    return dataclasses.field(default=default, metadata={"help": text, **more})
+
+
+def make_parser(config: type, description: str) -> argparse.ArgumentParser:
+    """A dataclass -> a parser with a flag for each field, accepted with `_` and with `-`.
+
+    A bool becomes --x/--no-x, a tuple takes one value or more, other types are the default's own.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in dataclasses.fields(config):
+        more, default = dict(field.metadata), field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = more.pop("default_text", shown)
+        text = more.pop("help") + (f" (default: {shown})" if shown not in ("", None) else "")
+        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
+        if isinstance(default, bool):
+            more["action"] = argparse.BooleanOptionalAction
+        else:
+            more.setdefault("type", str if isinstance(default, tuple | None) else type(default))
+            if isinstance(default, tuple):
+                more.setdefault("nargs", "+")
+        if more.pop("positional", False):
+            names = [field.name]
+        parser.add_argument(*names, help=text.replace("%", "%%"), default=None, **more)
+    return parser
+
+
+def given_flags(config: type, argv: Sequence[str] | None, description: str) -> dict:
+    """-> the fields that the command line names, and no defaults."""
+    flags = vars(make_parser(config, description).parse_args(argv))
+    return {name: tuple(value) if isinstance(value, list) else value
+            for name, value in flags.items() if value is not None}
+
+
+def parse_config(config: type, argv: Sequence[str] | None, description: str):
+    """-> an instance of the dataclass `config`, filled from the command line."""
+    return config(**given_flags(config, argv, description))
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+def read_json(file: Path):
+    """UserError where it is not JSON; OSError where it cannot be opened."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error})") from None
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a temporary name, flush, rename: a reader sees the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+# ---- signals -------------------------------------------------------------------------------------
+
+class GracefulStop:
+    """`with GracefulStop() as stop:` the first SIGINT or SIGTERM sets `stop.signal`, and a second
+    one ends the process at once. Outside the main thread it does nothing."""
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    MESSAGE = b"\nfinishing the step, then saving; once more to quit without saving\n"
+
+    def __init__(self, quiet: bool = False):
+        self.signal, self.quiet, self.pid = 0, quiet, os.getpid()
+        self.previous: dict = {}
+
+    @property
+    def code(self) -> int:
+        """The exit code: 130 or 143; 0 where there was no signal."""
+        return 128 + self.signal if self.signal else 0
+
+    def __enter__(self) -> "GracefulStop":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self.handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.pid:             # a loader process: its parent decides on Ctrl-C
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        self.signal = number
+        for other in self.SIGNALS:              # from now on the kernel ends the process, even in
+            signal.signal(other, signal.SIG_DFL)        # the middle of a long matrix product
+        os.write(2, b"" if self.quiet else self.MESSAGE)
+
+
+# ---- where a run takes place ---------------------------------------------------------------------
+
+def environment(device: str = "auto") -> dict:
+    """-> commit, versions of Python and PyTorch, name of the device."""
+    import torch
+    return {"commit": commit(), "python": platform.python_version(),
+            "torch": str(torch.__version__), "device": device_name(device)}
+
+
+def commit() -> str:
+    """7d1560d; 7d1560d+changes where files differ; "" where there is no repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always",
+                               "--dirty=+changes"], capture_output=True, text=True, timeout=5)
+        return done.stdout.strip() if done.returncode == 0 else ""
+    except (OSError, subprocess.SubprocessError):       # no git, or a disk that does not answer
+        return ""
+
+
+def device_name(device: str) -> str:
+    """The GPU's name; or the processor's, as Linux gives it."""
+    import torch
+    if device == "auto" or device.startswith("cuda"):
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name(None if device == "auto" else device)
+    elif device != "cpu":
+        return device
+    table = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", table.read_text()) if table.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+MEMORY_ADVICE = ("what helps: a smaller --batch_size with more --grad_accum; --grad_checkpoint; fewer "
+                 "--questions_per_image; --dtype bf16; --bits 8")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU, or of the machine itself."""
+    import torch
+    message = bool(re.search("out of memory|DefaultCPUAllocator: ", str(error)))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and message)
+
+
+def explain_out_of_memory(error: BaseException, device: str) -> str:
+    """One line: what was requested, what was in use, and the flags that help."""
+    import torch
+    requested = re.search(r"tried to allocate ([\d.,]+ ?\w+)", str(error), re.IGNORECASE)
+    if device.startswith("cuda") and torch.cuda.is_available():
+        used = (f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB allocated, "
+                f"{torch.cuda.max_memory_reserved(device) / 1e9:.1f} GB reserved")
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        used = f"the process used {peak / (1e9 if sys.platform == 'darwin' else 1e6):.1f} GB"
+    wanted = f"{requested[1]} more requested; " if requested else ""
+    return f"out of memory on {device}: {wanted}{used} at most; {MEMORY_ADVICE}"
