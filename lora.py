@@ -6,7 +6,7 @@
 
     y = W x + (alpha / r) B A x
 
-`LoRALinear` is an nn.Linear put in from outside: llama.py knows nothing of it, the base weight
+`LoRALinear` is an nn.Linear put in from outside: llama.py does not know of it, the base weight
 keeps its name (so weights load before or after), and B starts at zero (so a fresh LoRA changes
 nothing). Merging is a call, never a side effect of train() or eval(). Names are those of
 MiniGPT-v2's checkpoints.
@@ -20,6 +20,8 @@ MLP's input chooses one expert a token, the same for all three:
 Sources: LoRA, arXiv 2106.09685 section 4.1; LLaVA-MoLE, arXiv 2401.16160 section 3.
 SkyEyeGPT: r = 64, alpha = 16, dropout 0.05, on q_proj and v_proj. RS-GPT4V published neither rank
 nor experts of its MoE-LoRA; ours are LLaVA-MoLE's, r = 32, alpha = 64, 3 experts.
+
+Shapes: n inputs and m outputs of a layer, r rank, E experts, D width.
 """
 from dataclasses import dataclass, replace
 
@@ -41,25 +43,24 @@ class LoRAConfig:
 MOE_LORA = LoRAConfig(32, 64.0, 0.05, ("q_proj", "k_proj", "v_proj", "o_proj"), experts=3)
 
 
-class Bare(nn.Linear):
+class Linear(nn.Linear):
     """nn.Linear whose start values come from elsewhere."""
 
     def reset_parameters(self) -> None:
         pass
 
 
-class LoRALinear(Bare):
+class LoRALinear(Linear):
     def __init__(self, base: nn.Linear, config: LoRAConfig):
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.scale, self.dropout = config.alpha / config.r, config.dropout
-        # float32 whatever the base is kept in: the steps of training are too small for 16 bits.
+        # float32 whatever the base is stored in: the steps of training are too small for 16 bits.
         place = {"device": base.weight.device, "dtype": torch.float32}
-        self.lora_A = Bare(base.in_features, config.r, bias=False, **place)
-        self.lora_B = Bare(config.r, base.out_features, bias=False, **place)
-        if not base.weight.is_meta:
-            nn.init.kaiming_uniform_(self.lora_A.weight, a=5 ** 0.5)
-            nn.init.zeros_(self.lora_B.weight)
+        self.lora_A = Linear(base.in_features, config.r, bias=False, **place)
+        self.lora_B = Linear(config.r, base.out_features, bias=False, **place)
+        nn.init.kaiming_uniform_(self.lora_A.weight, a=5 ** 0.5)
+        nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:                                   # [.., n]
         low = F.dropout(x, self.dropout, self.training).to(self.lora_A.weight.dtype)
@@ -69,8 +70,8 @@ class LoRALinear(Bare):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """-> a plain nn.Linear that computes the same."""
-        plain = Bare(self.in_features, self.out_features, self.bias is not None, device="meta")
-        weight = merged_weight(self.weight, self.lora_A.weight, self.lora_B.weight, self.scale)
+        plain = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        weight = merge_weight(self.weight, self.lora_A.weight, self.lora_B.weight, self.scale)
         plain.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
         plain.bias = self.bias
         return plain
@@ -96,26 +97,29 @@ class ExpertMLP(nn.Module):
     def __init__(self, mlp: nn.Module, config: LoRAConfig):
         super().__init__()
         self.dense = config.dense
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            setattr(self, name, ExpertLinear(getattr(mlp, name), config))
+        self.gate_proj = ExpertLinear(mlp.gate_proj, config)
+        self.up_proj = ExpertLinear(mlp.up_proj, config)
+        self.down_proj = ExpertLinear(mlp.down_proj, config)
         weight = mlp.gate_proj.weight
-        self.lora_router = Bare(weight.shape[1], config.experts, device=weight.device)
-        self.load: Tensor | int = 0                          # tokens that each expert was given
-        if not weight.is_meta:
-            nn.init.normal_(self.lora_router.weight, std=0.02)
-            nn.init.zeros_(self.lora_router.bias)
+        self.lora_router = Linear(weight.shape[1], config.experts, device=weight.device)
+        nn.init.normal_(self.lora_router.weight, std=0.02)
+        nn.init.zeros_(self.lora_router.bias)
+        self.load: Tensor | int = 0                             # tokens routed to each expert, [E]
 
     def forward(self, x: Tensor) -> Tensor:                                   # [.., D]
         p = self.lora_router(x.to(self.lora_router.weight.dtype)).softmax(-1)     # [.., E]
-        first = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)              # [.., E]
+        chosen = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)             # [.., E]
         if self.training:
-            self.load = self.load + first.detach().flatten(0, -2).sum(0)      # [E]
-        g = p if self.dense else first - p.detach() + p                       # [.., E]
+            self.load = self.load + chosen.detach().flatten(0, -2).sum(0)     # [E]
+        g = p if self.dense else chosen - p.detach() + p                      # [.., E]
         return self.down_proj(F.silu(self.gate_proj(x, g)) * self.up_proj(x, g), g)
 
 
 def add_lora(model: nn.Module, config: LoRAConfig) -> int:
-    """Put LoRA on every linear layer whose name is a target -> how many there were."""
+    """Put LoRA on every linear layer whose name is a target -> how many there were.
+
+    ValueError: no layer has such a name.
+    """
     if config.experts:
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
@@ -133,7 +137,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> int:
     return count
 
 
-def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
+def merge_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scale: float) -> Tensor:
     """[m, n], [r, n], [m, r] -> float32[m, n]"""
     return weight.float() + scale * lora_B.float() @ lora_A.float()
 
@@ -157,7 +161,7 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def expert_load(model: nn.Module) -> list[float]:
-    """The part of the tokens that each expert was given in training, over all layers; [] without
+    """The share of the tokens that each expert was given in training, over all layers; [] without
     experts."""
     loads = [module.load for module in model.modules() if isinstance(module, ExpertMLP)]
     total = sum(loads)

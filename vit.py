@@ -1,4 +1,4 @@
-"""Vision encoder: SkyEyeGPT's EVA-CLIP ViT-g/14, LLaVA's CLIP ViT-L/14, smaller ones of that make.
+"""Vision encoder: SkyEyeGPT's EVA-CLIP ViT-g/14, LLaVA's CLIP ViT-L/14, and smaller ones like them.
 
     x = patches(image) W + b,  with a class token in front and learned positions added
     x = x + attention(norm1(x));  x = x + mlp(norm2(x))          for each block (pre-norm)
@@ -6,13 +6,14 @@
 
 What differs from a textbook ViT: one fused qkv projection whose bias covers q and v but never k;
 39 blocks and not 40; the last LayerNorm has eps 1e-5 and no weights of its own, those inside the
-blocks have eps 1e-6. CLIP has a LayerNorm in front instead of the last one, and a quick GELU.
+blocks have eps 1e-6. The variant "clip" has a LayerNorm in front instead of the last one, and a
+quick GELU.
 
 Names are those of `eva_vit_g.pth`. Sources: EVA, arXiv 2211.07636 section 2; EVA-CLIP, arXiv
 2303.15389 section 2; CLIP, arXiv 2103.00020 section 2.4;
 https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/eva_vit.py
 
-Shapes: B pictures, P patches, D width, H heads, d = D / H.
+Shapes: B images, P patches, D width, H heads, d = D / H.
 """
 import math
 from dataclasses import dataclass
@@ -24,13 +25,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ViTConfig:
-    image_size: int = 448       # side of the square picture, pixels
+    image_size: int = 448       # side of the square image, pixels
     patch_size: int = 14        # side of a patch, pixels
     width: int = 1408           # D
     depth: int = 39             # blocks
     heads: int = 16             # H
-    mlp: int = 6144             # hidden width of a block's MLP
-    clip: bool = False          # CLIP's make of it, and not EVA's
+    mlp_width: int = 6144       # hidden width of a block's MLP
+    variant: str = "eva"        # or "clip"
 
     @property
     def grid(self) -> int:
@@ -40,39 +41,34 @@ class ViTConfig:
 
 PRESETS = {
     "eva_vit_g": ViTConfig(),
-    "clip_vit_l_336": ViTConfig(336, 14, width=1024, depth=23, heads=16, mlp=4096, clip=True),
-    "nano": ViTConfig(image_size=128, patch_size=16, width=192, depth=8, heads=3, mlp=768),
+    "clip_vit_l_336": ViTConfig(336, 14, width=1024, depth=23, heads=16, mlp_width=4096,
+                                variant="clip"),
+    "nano": ViTConfig(image_size=128, patch_size=16, width=192, depth=8, heads=3, mlp_width=768),
 }
 
 
-class DrawStart:
-    """Draws a layer's start values, except on the meta device, where it would cost a second."""
+class Linear(nn.Linear):
+    """Building it draws no random numbers: ViT.init_weights does."""
 
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            nn.init.trunc_normal_(self.weight, std=0.02)
-            if self.bias is not None:
-                nn.init.zeros_(self.bias)
+        pass
 
 
-class Linear(DrawStart, nn.Linear):
-    pass
-
-
-class Conv2d(DrawStart, nn.Conv2d):
-    pass
+class Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        pass
 
 
 class PatchEmbed(nn.Module):
-    """Cut the picture into squares and project each: a convolution whose stride is its kernel."""
+    """Cut the image into squares and project each: a convolution whose stride is its kernel."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.proj = Conv2d(3, config.width, config.patch_size, stride=config.patch_size,
-                           bias=not config.clip)
+                           bias=config.variant == "eva")
 
-    def forward(self, images: Tensor) -> Tensor:             # [B, 3, H, W]
-        return self.proj(images).flatten(2).transpose(1, 2)  # [B, P, D], row by row
+    def forward(self, images: Tensor) -> Tensor:                              # [B, 3, H, W]
+        return self.proj(images).flatten(2).transpose(1, 2)                   # [B, P, D], by rows
 
 
 class Attention(nn.Module):
@@ -97,27 +93,30 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.clip = config.clip
-        self.fc1 = Linear(config.width, config.mlp)
-        self.fc2 = Linear(config.mlp, config.width)
+        self.activation = quick_gelu if config.variant == "clip" else F.gelu
+        self.fc1 = Linear(config.width, config.mlp_width)
+        self.fc2 = Linear(config.mlp_width, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.fc1(x)
-        return self.fc2(h * torch.sigmoid(1.702 * h) if self.clip else F.gelu(h))
+    def forward(self, x: Tensor) -> Tensor:                                   # [B, P, D]
+        return self.fc2(self.activation(self.fc1(x)))                         # [B, P, D]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
 
 
 class Block(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
-        eps = 1e-5 if config.clip else 1e-6
+        eps = 1e-5 if config.variant == "clip" else 1e-6
         self.norm1 = nn.LayerNorm(config.width, eps)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attn(self.norm1(x))                                      # [B, P, D]
+        return x + self.mlp(self.norm2(x))                                    # [B, P, D]
 
 
 class ViT(nn.Module):
@@ -126,39 +125,50 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.config = config
+        clip = config.variant == "clip"
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.grid ** 2 + 1, config.width))
-        self.norm_pre = nn.LayerNorm(config.width) if config.clip else nn.Identity()
+        self.norm_pre = nn.LayerNorm(config.width) if clip else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        if not self.pos_embed.is_meta:
-            self.init_weights()
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:                              # [B, 3, H, W]
         x = self.patch_embed(images)                                          # [B, P, D]
         cls = self.cls_token.expand(len(x), -1, -1)                           # [B, 1, D]
         x = self.norm_pre(torch.cat([cls, x], dim=1) + self.pos_embed)        # [B, 1 + P, D]
         for block in self.blocks:
             x = block(x)                                                      # [B, 1 + P, D]
-        if not self.config.clip:
+        if self.config.variant == "eva":
             x = F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)   # [B, 1 + P, D]
         return x[:, 1:]                                                       # [B, P, D]
 
+    @torch.no_grad()
     def init_weights(self) -> None:
-        """Start values: sine positions, and q, k, v, proj such that a patch looks at its neighbors.
+        """Start values, for a model that starts from nothing: small random matrices, sine
+        positions, and q, k, v, proj such that a patch attends to its neighbors.
 
         "Mimetic Initialization of Self-Attention Layers", arXiv 2305.09828 section 4. From few
-        pictures a plain ViT learns much more slowly."""
+        images a plain ViT learns much more slowly."""
+        for module in self.modules():
+            if isinstance(module, Linear | Conv2d):
+                init_linear(module)
         D, H = self.config.width, self.config.heads
-        with torch.no_grad():
-            self.pos_embed[0, 1:] = sine_positions(self.config.grid, D)
-            for block in self.blocks:
-                w_q, w_k, w_v = block.attn.qkv.weight.chunk(3)
-                for q, k in zip(w_q.chunk(H), w_k.chunk(H), strict=True):     # [d, D] each
-                    q[:], k[:] = factor(0.7 * torch.eye(D) + 0.7 * noise(D), D // H)
-                v, out = factor(0.4 * noise(D) - 0.4 * torch.eye(D), D)
-                w_v.copy_(v)
-                block.attn.proj.weight.copy_(out.T)
+        self.pos_embed[0, 1:] = sine_positions(self.config.grid, D)
+        for block in self.blocks:
+            w_q, w_k, w_v = block.attn.qkv.weight.chunk(3)                    # 3 x [D, D]
+            for q, k in zip(w_q.chunk(H), w_k.chunk(H), strict=True):         # [d, D] each
+                q[:], k[:] = factorize(0.7 * torch.eye(D) + 0.7 * noise(D), D // H)
+            v, out = factorize(0.4 * noise(D) - 0.4 * torch.eye(D), D)
+            w_v.copy_(v)
+            block.attn.proj.weight.copy_(out.T)
+
+
+# ---- start values --------------------------------------------------------------------------------
+
+def init_linear(module: Linear | Conv2d) -> None:
+    nn.init.trunc_normal_(module.weight, std=0.02)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 def noise(width: int) -> Tensor:
@@ -166,12 +176,14 @@ def noise(width: int) -> Tensor:
     return torch.randn(width, width) / width ** 0.5
 
 
-def factor(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def factorize(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """float[D, D] -> a, b: float[rank, D] with a.T @ b the best approximation of that rank."""
     u, s, v = torch.linalg.svd(matrix)
     root = s[:rank].sqrt()[:, None]
     return root * u.T[:rank], root * v[:rank]
 
+
+# ---- positions -----------------------------------------------------------------------------------
 
 def sine_positions(grid: int, width: int) -> Tensor:
     """-> float[grid * grid, width]: sines and cosines of the row, then of the column."""
