@@ -9,10 +9,9 @@ A question may begin with a task: [caption] [vqa] [refer] [detection] [identify]
 region in it is {<12><30><55><70>}, hundredths of the sides, or 120 80 300 260 px. Boxes in an
 answer are printed in pixels, drawn on the full-resolution picture and saved.
 """
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,264 +19,350 @@ from torch import Tensor
 
 from data import PROMPTS, Tokenizer, encode_conversation, load_images, preprocess
 from projector import DTYPES, SkyEyeGPT
-from support.checkpoints.files import ModelError
-from support.common import Box
+from support.common import Box, UserError, find_device, in_range, option, parse_config
 from support.images.common import parse_bands
-from support.inference.cpu_kernels import pack_for_cpu
 from support.inference.cuda_graphs import accelerate_decoding
-from support.inference.generation import BOX_TASKS, BoxConstraint, BoxGrammar
-from support.readers.common import DataError
+from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
 from support.terminal.display import (
     discard_output,
     eprint,
     is_interactive,
-    piped_lines,
     prepare_streams,
+    print_detections,
+    print_json_answer,
+    print_json_error,
+    save_beside,
     save_boxes,
     save_conversation,
+    supports_color,
 )
-from support.terminal.questions import Detection, find_detections, sampling_for, task_of
+from support.terminal.questions import (
+    Detection,
+    confidences,
+    find_detections,
+    sampling_for,
+    task_of,
+)
 from support.terminal.session import (
-    OpenConversations,
+    LEAVE_HINT,
+    FileKey,
     Session,
+    expand_paths,
     file_key,
-    run_batch,
-    run_interactive,
+    piped_lines,
+    run_command,
+    typed_lines,
 )
 
-USER_ERRORS = (DataError, ValueError, OSError)        # told in a line, and the conversation goes on
+
+@dataclass(frozen=True)
+class ChatConfig:
+    # --- pictures and questions ---
+    images: tuple[str, ...] = option((), "one picture or several, two dates of a place, or clips; "
+        "FOLDER is one clip, 'FOLDER/*.png' are its pictures", positional=True, nargs="*")
+    prompt: tuple[str, ...] = option((), "ask this, print the answer and exit; repeat the flag to "
+        "ask several questions in turn", action="append", metavar="TEXT")
+    auto_task: bool | None = option(None, "put the fitting task in front of a plain request: "
+        "'where is ..' becomes [refer], 'find all ..' [detection]", type=bool,
+        default_text="on in a terminal")
+    bands: tuple[int, ...] = option((), "bands to show as red, green and blue, counted from 1, of "
+        "pictures that have more than three", type=parse_bands, nargs=None, metavar="R,G,B")
+    frames: int = option(8, "number of frames to show of a clip", type=in_range(int, 1))
+    # --- model ---
+    model: str = option("weights/nano", "model folder", metavar="FOLDER")
+    device: str = option("auto", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one")
+    dtype: str = option("fp32", "number format of the weights", choices=tuple(DTYPES))
+    bits: int = option(16, "bits of the language model's weights; 16: as --dtype says",
+                       choices=(16, 8, 4))
+    compile: bool = option(False, "torch.compile the decoding step, for a GPU: the first answer "
+        "takes a minute longer; on a CPU answers are faster without it")
+    # --- decoding ---
+    max_new_tokens: int = option(300, "longest answer, in tokens", type=in_range(int, 1))
+    temperature: float | None = option(None, "sampling temperature; 0: always the most probable "
+        "token", type=in_range(float, 0, 1e9), default_text="0 where a [task] is named, else 0.6")
+    top_p: float = option(0.9, "sample from the most probable tokens that together have this "
+        "probability", type=in_range(float, 0, 1))
+    top_k: int = option(50, "sample from this many most probable tokens; 0: from all",
+                        type=in_range(int, 0))
+    repetition_penalty: float | None = option(None, "make tokens already generated less likely; "
+        "1: no penalty", type=in_range(float, 0, 1e9),
+        default_text="1 where a [task] is named, else 1.05")
+    seed: int = option(42, "seed of the sampling")
+    free: bool = option(False, "do not constrain boxes to be well-formed")
+    # --- output ---
+    save: Path | None = option(None, "at the end, write the picture with the last answer's boxes "
+        "to this file, or the conversation if it ends in .json", type=Path, metavar="FILE")
+    json: bool = option(False, "print one JSON object a line: question, answer, boxes in pixels")
+    preview: bool | None = option(None, "show pictures in the terminal, as half-block characters",
+                                  type=bool, default_text="on where it has 24-bit color")
+
+
+def parse_args(argv: list[str] | None = None) -> ChatConfig:
+    return parse_config(ChatConfig, argv, __doc__)
 
 
 class Conversation:
     """Pictures, the turns so far, and a KV cache that holds them: no turn is computed twice."""
 
-    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: list[str], sampling: dict,
-                 bands: Sequence[int] = (), frames: int = 8, free: bool = False,
-                 seen: dict[tuple, Tensor] | None = None):
-        """free: boxes need not be well-formed; seen: visual tokens, shared by conversations.
-
-        Raises DataError.
+    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: Sequence[str], sampling: dict,
+                 bands: Sequence[int] = (), frames: int = 8, unconstrained: bool = False,
+                 image_cache: dict[FileKey, Tensor] | None = None):
+        """paths: pictures and clips; sampling: arguments of SkyEyeGPT.generate, None where
+        sampling_for decides; unconstrained: boxes need not be well-formed; image_cache: the visual
+        tokens of each file, shared by conversations. UserError: the pictures cannot be shown.
         """
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
-        self.seen, self.pad = {} if seen is None else seen, PROMPTS[model.config.prompt].pad
-        self.free, self.grammar = free, BoxGrammar(tokenizer.model.id_to_piece(
-            list(range(len(tokenizer)))))
-        self.groups = [(file_key(path), load_images([path], bands, frames)) for path in paths]
-        self.pictures = [picture for _, group in self.groups for picture in group]
-        self.paths = [path for (path, _), group in self.groups for _ in group]
-        limit, each = model.config.llama.max_positions, model.config.visual_tokens
-        if len(self.pictures) * each > limit - 32:
-            raise DataError(f"{len(self.pictures)} pictures take {len(self.pictures) * each} of "
-                            f"{limit} tokens: show {(limit - 32) // each} at most")
+        self.bands, self.frames, self.unconstrained = bands, frames, unconstrained
+        self.image_cache = {} if image_cache is None else image_cache
+        self.grammar = BoxGrammar(tokenizer.model.id_to_piece(list(range(len(tokenizer)))))
+        self.files = [(file_key(path), load_images([path], bands, frames)) for path in paths]
+        self.pictures = [picture for _, pictures in self.files for picture in pictures]
+        self.paths = [path for (path, _), pictures in self.files for _ in pictures]
+        limit, visual_tokens = model.config.llama.max_positions, model.config.visual_tokens
+        if len(self.pictures) * visual_tokens > limit - 32:
+            raise UserError(
+                f"{len(self.pictures)} pictures take {len(self.pictures) * visual_tokens} of "
+                f"{limit} tokens: show {(limit - 32) // visual_tokens} at most")
         for note in dict.fromkeys(picture.note for picture in self.pictures if picture.note):
             eprint(note)
-        self.rest()
+        self.release_cache()
         self.reset()
 
-    def rest(self) -> None:
-        """Give the cache back. The next question computes all turns again, the pictures not."""
-        self.ids: list[int] = []
+    def about(self, paths: Sequence[str]) -> "Conversation":
+        """A new conversation with the same model and settings about other pictures."""
+        return Conversation(self.model, self.tokenizer, paths, self.sampling, self.bands,
+                            self.frames, self.unconstrained, self.image_cache)
+
+    def release_cache(self) -> None:
+        """Free the KV cache. The next question computes all turns again, the pictures not."""
+        self.cached_ids: list[int] = []                 # the tokens that the cache holds
         self.cache = None
 
     def reset(self) -> None:
-        self.turns: list[tuple[str, str]] = []
-        self.guides: list[BoxConstraint] = []           # of the answers
-        self.first = 0                          # the oldest turn that still fits the context
+        """Forget all questions."""
+        self.turns: list[tuple[str, str]] = []          # (question, answer)
+        self.constraints: list[BoxConstraint] = []      # one for each answer
+        self.first_turn = 0                             # the oldest one that fits the context
 
     def undo(self) -> str:
-        """Take the last turn back -> its question. Raises DataError."""
+        """Remove the last turn -> its question. UserError: there is none."""
         if not self.turns:
-            raise DataError("nothing has been asked yet")
-        (question, _), _ = self.turns.pop(), self.guides.pop()
-        self.first = min(self.first, len(self.turns))
+            raise UserError("nothing has been asked yet")
+        question, _ = self.turns.pop()
+        self.constraints.pop()
+        self.first_turn = min(self.first_turn, len(self.turns))
         return question
 
-    def prompt(self, question: str) -> list[int]:
-        """The ids up to its answer. Over the context the oldest turns go, never the pictures."""
-        config, first = self.model.config, self.first
+    def ask(self, question: str) -> Iterator[str]:
+        """The answer, piece by piece. A caller that stops early keeps the turn as far as it came.
+
+        UserError: the question does not fit the context.
+        """
+        sampling, ids = sampling_for(question, self.sampling), self.prompt_ids(question)
+        start = self._rewind_cache(ids)
+        self.cached_ids = ids[:start]
+        constraint = BoxConstraint.for_question(self.grammar, question)
+        constraint.enabled = constraint.enabled and not self.unconstrained
+        self.turns.append((question, ""))
+        self.constraints.append(constraint)
+        images = None if start else self.encode_images()
+        prompt = torch.tensor(ids, device=self.cache.k.device)
+        tokens: list[int] = []
+        printed = ""
+        try:
+            for token in self.model.generate(prompt, images, cache=self.cache,
+                                             constraints=[constraint], **sampling):
+                tokens.append(token)
+                answer = self.tokenizer.decode(tokens)
+                if answer.endswith("\ufffd"):           # a character whose last bytes are to come
+                    continue
+                self.turns[-1] = (question, answer)
+                yield answer[len(printed):]
+                printed = answer
+        finally:                # when stopped, the last token may be computed in some layers only
+            self.cache.length = len(ids) + len(tokens) - 1 if tokens else start
+            self.cached_ids = ids + tokens
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The ids of the pictures, the turns so far and this question, up to its answer.
+
+        Where they do not fit the context, the oldest turns are left out, never the pictures.
+        UserError: not even the question fits.
+        """
+        config = self.model.config
         limit = config.llama.max_positions
-        room = min(self.sampling.get("max_new_tokens", limit), limit // 4)
-        while True:
+        reserved = min(self.sampling.get("max_new_tokens", limit), limit // 4)      # for the answer
+        for first in range(self.first_turn, len(self.turns) + 1):
             turns = [*self.turns[first:], (question, None)]
-            ids, _, _ = encode_conversation(self.tokenizer, turns, config.visual_tokens, len(self.pictures),
-                               config.prompt)
-            if len(ids) + room <= limit or len(turns) == 1:
+            ids, _, _ = encode_conversation(self.tokenizer, turns, config.visual_tokens,
+                                            len(self.pictures), config.prompt)
+            if len(ids) + reserved <= limit:
                 break
-            first += 1
         if len(ids) >= limit:
-            raise DataError(f"{len(ids)} tokens do not fit the context of {limit}: ask shorter")
-        if first and not self.first:
+            raise UserError(f"{len(ids)} tokens do not fit the context of {limit}: ask shorter")
+        if first and not self.first_turn:
             eprint(f"the context of {limit} tokens is full: the oldest questions are forgotten")
-        self.first = first
+        self.first_turn = first
         return ids
 
-    def go_back(self, ids: list[int]) -> int:
-        """-> up to where the cache holds these ids; it has room then for them and an answer."""
-        # Written anew, an answer may fall into other pieces than it was said in.
-        same = next((i for i, (a, b) in enumerate(zip(ids, self.ids, strict=False)) if a != b),
-                    min(len(ids) - 1, len(self.ids)))
-        llama, limit = self.model.llama_model, self.model.config.llama.max_positions
-        slots = min(len(ids) + self.sampling.get("max_new_tokens", limit), limit)
+    def _rewind_cache(self, ids: list[int]) -> int:
+        """Shorten the cache to the prefix it shares with these ids -> the length of that prefix.
+
+        The cache then has room for the ids and an answer. The prefix may end inside an earlier
+        answer: encoded as text it can consist of other tokens than were generated.
+        """
+        shared = min(len(ids) - 1, len(self.cached_ids))        # the last id's logits are needed
+        for i in range(shared):
+            if ids[i] != self.cached_ids[i]:
+                shared = i
+                break
+        limit = self.model.config.llama.max_positions
+        capacity = min(len(ids) + self.sampling.get("max_new_tokens", limit), limit)
         if self.cache is None:
-            self.cache = llama.cache(1, slots)
-        self.cache.used = min(self.cache.used, same)
-        if self.cache.slots < slots:
-            self.cache.take(torch.tensor([0], device=self.cache.k.device),
-                            min(max(slots, 2 * self.cache.slots), limit))
-        return self.cache.used
+            self.cache = self.model.llama_model.new_cache(1, capacity)
+        self.cache.length = min(self.cache.length, shared)
+        if self.cache.capacity < capacity:                      # doubled, so that it grows rarely
+            row = torch.tensor([0], device=self.cache.k.device)
+            self.cache.select_rows(row, min(max(capacity, 2 * self.cache.capacity), limit))
+        return self.cache.length
 
     @torch.inference_mode()
-    def look(self) -> Tensor | None:
-        """The visual tokens, float[pictures * N, D]; no picture is encoded twice."""
+    def encode_images(self) -> Tensor | None:
+        """-> the visual tokens, float[pictures * N, D]; no picture is encoded twice."""
         config, weight = self.model.config, self.model.llama_model.lm_head.weight
-        for name, group in self.groups:
-            if name not in self.seen:
+        for key, pictures in self.files:
+            if key not in self.image_cache:
                 images = [preprocess(picture.image, config.vit.image_size, style=config.prompt)
-                          for picture in group]
-                self.seen[name] = self.model.encode_images(
+                          for picture in pictures]
+                self.image_cache[key] = self.model.encode_images(
                     torch.stack(images).to(weight.device, weight.dtype))
-        return torch.cat([self.seen[name] for name, _ in self.groups]) if self.groups else None
+        return torch.cat([self.image_cache[key] for key, _ in self.files]) if self.files else None
 
-    def ask(self, question: str) -> Iterator[str]:
-        """The answer, piece by piece. What was said stays said when the caller stops early."""
-        sampling, ids, answer = sampling_for(question, self.sampling), self.prompt(question), []
-        start = self.go_back(ids)
-        self.ids = ids[:start]
-        self.turns.append((question, ""))
-        self.guides.append(BoxConstraint(self.grammar, self.free or not question.startswith(BOX_TASKS)))
-        images = None if start else self.look()
-        try:
-            for token in self.model.generate(torch.tensor(ids, device=self.cache.k.device), images,
-                                             cache=self.cache, guides=self.guides[-1:], **sampling):
-                answer.append(token)
-                text, said = self.tokenizer.decode(answer), self.turns[-1][1]
-                if not text.endswith("\ufffd"):             # half of a letter: wait for the rest
-                    self.turns[-1] = (question, text)
-                    yield text[len(said):]
-        finally:                    # the last token of a stopped answer may be half computed
-            self.cache.used = len(ids) + len(answer) - 1 if answer else start
-            self.ids = ids + answer
-
-    def marks(self) -> list[Detection]:
+    def detections(self) -> list[Detection]:
         """The boxes of the last answer."""
         if not self.turns:
             return []
-        sure = self.guides[-1].confidences() if self.guides else ()
-        return find_detections(*self.turns[-1], [p.size for p in self.pictures], self.pad, sure)
+        last = self.constraints[-1:]
+        scores = confidences(last[0].texts, last[0].log_probs) if last else ()
+        return find_detections(*self.turns[-1], [picture.size for picture in self.pictures],
+                               self.pad, scores)
 
     def boxes(self, picture: int = 0) -> list[tuple[str, Box]]:
-        """(what it is, box in pixels) of the last answer in one of the pictures."""
-        return [(mark.phrase, mark.box) for mark in self.marks() if mark.picture == picture]
-
-    @property
-    def bytes(self) -> int:
-        """What the KV cache takes."""
-        return self.cache.k.nbytes + self.cache.v.nbytes if self.cache else 0
+        """(phrase, box in pixels) of the last answer in the picture with this index."""
+        return [(found.phrase, found.box) for found in self.detections()
+                if found.picture == picture]
 
     def save(self, file: Path) -> None:
-        """.json: the conversation as a LLaVA row that train.py reads; else the boxes drawn."""
+        """.json: write the conversation as a LLaVA row, which train.py reads; other suffixes: the
+        picture with the boxes of the last answer. UserError, OSError."""
         if file.suffix == ".json":
-            sure = [guide.confidences() for guide in self.guides]
-            save_conversation(file, list(dict.fromkeys(self.paths)), self.turns, sure)
+            scores = [confidences(own.texts, own.log_probs) for own in self.constraints]
+            save_conversation(file, list(dict.fromkeys(self.paths)), self.turns, scores)
         else:
-            save_boxes(file, self.pictures, self.marks())
+            save_boxes(file, self.pictures, self.detections())
         eprint(f"saved {file}")
 
+    @property
+    def key(self) -> tuple[FileKey, ...]:
+        """What it is about: two conversations with the same key show the same pictures."""
+        return tuple(key for key, _ in self.files)
 
-DTYPE_NAMES = ("fp32", "bf16", "fp16")
+    @property
+    def pad(self) -> bool:
+        """Whether boxes count in the picture padded to a square, as LLaVA's do."""
+        return PROMPTS[self.model.config.prompt].pad
 
-
-def make_args(argv: list[str] | None, description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, switch = parser.add_argument, argparse.BooleanOptionalAction
-    add("images", nargs="*", help="one picture or several, two dates of a place, clips; "
-        "FOLDER is a clip, 'FOLDER/*.png' are its pictures")
-    add("--model", default="weights/nano", help="folder (default %(default)s)")
-    add("--prompt", action="append", help="ask this, print the answer and leave; may be given "
-        "several times for several turns")
-    add("--save", type=Path, help="at the end write the last answer's boxes on the picture, or "
-        "as .json the conversation")
-    add("--free", action="store_true", help="do not keep boxes well-formed")
-    add("--json", action="store_true", help="an object a line: question, answer, boxes in pixels")
-    add("--auto_task", "--auto-task", action=switch, help="a plain request takes its task: "
-        "'where is ..' [refer], 'find all ..' [detection] (default: on in a terminal)")
-    add("--preview", action=switch, help="pictures as half blocks in the terminal (default: on "
-        "where it has 24-bit color)")
-    add("--bands", type=parse_bands, default=(), metavar="R,G,B",
-        help="which are shown of a picture with more than three, from 1")
-    add("--frames", type=at_least(1), default=8, help="of a clip (default %(default)s)")
-    add("--max_new_tokens", "--max-new-tokens", type=at_least(1), default=300)
-    add("--temperature", type=at_most(1e9), help="0: always the likeliest, as by default where a "
-        "[task] is named; else 0.6")
-    add("--top_p", "--top-p", type=at_most(1), default=0.9)
-    add("--top_k", "--top-k", type=at_least(0), default=50, help="0: all")
-    add("--repetition_penalty", "--repetition-penalty", type=at_most(1e9),
-        help="default 1 where a [task] is named, else 1.05")
-    add("--seed", type=int, default=42)
-    add("--device", default="auto", help="cpu, cuda, cuda:1, .. (default: cuda where there is one)")
-    add("--dtype", choices=DTYPE_NAMES, default="fp32")
-    add("--bits", type=int, choices=(16, 8, 4), default=16, help="of the language model's weights "
-        "(default %(default)s: --dtype)")
-    add("--compile", action="store_true", help="torch.compile the step from word to word, for a "
-        "GPU: a minute's wait; a CPU is faster without")
-    return parser.parse_args(argv)
-
-
-def at_least(least: int):
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: at least {least}")
-        return int(text)
-    return number
-
-
-def at_most(most: float):
-    def number(text: str) -> float:
-        if not 0 <= float(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text}: from 0 to {most:g}")
-        return float(text)
-    return number
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    return make_args(argv, __doc__)
-
-
-def find_device(name: str) -> torch.device:
-    """auto: a GPU where there is one. Raises DataError where there is none of that name."""
-    try:
-        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that the KV cache takes."""
+        return self.cache.k.nbytes + self.cache.v.nbytes if self.cache else 0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    # 1 load
+    config = parse_args(argv)
     prepare_streams()
-    for question in args.prompt or ():
-        task_of(question)                       # an unknown one is told before the model is read
-    device = find_device(args.device)
-    model = SkyEyeGPT.from_pretrained(args.model, device, DTYPES[args.dtype], args.bits)
-    model = model if args.compile else pack_for_cpu(model)        # the compiler packs in its own way
-    accelerate_decoding(model.llama_model, args.compile)
-    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
-    sampling = {"max_new_tokens": args.max_new_tokens, "stop": tokenizer.eos,
-                "temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k,
-                "repetition_penalty": args.repetition_penalty,
-                "generator": torch.Generator(device).manual_seed(args.seed)}
-    start = partial(Conversation, model, tokenizer, sampling=sampling, bands=args.bands,
-                    frames=args.frames, free=args.free, seen={})
-    live = args.prompt is None and is_interactive()
-    if live:
-        eprint(f"{args.model} answers; /help tells the commands")
-    session = Session(OpenConversations(start), args, live)
-    lines = piped_lines() if args.prompt is None else iter(args.prompt)
-    code = run_interactive(session, USER_ERRORS) if live else run_batch(session, lines, USER_ERRORS)
-    if args.save:
-        session.talk.save(args.save)
-    return code
+    for question in config.prompt:
+        task_of(question)                       # report an unknown task before reading the model
+    device = find_device(config.device)
+    model = SkyEyeGPT.from_pretrained(config.model, device, DTYPES[config.dtype], config.bits)
+    if not config.compile:                      # the compiler arranges weights in its own way
+        model = pack_if_possible(model)
+    accelerate_decoding(model.llama_model, config.compile)
+    tokenizer = Tokenizer(Path(config.model) / "tokenizer.model", model.config.llama.vocab_size)
+
+    # 2 the conversation; /image opens others
+    interactive = not config.prompt and is_interactive()
+    if interactive:
+        eprint(f"model {config.model}; /help lists the commands")
+    sampling = {"max_new_tokens": config.max_new_tokens, "stop": tokenizer.eos,
+                "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
+                "repetition_penalty": config.repetition_penalty,
+                "generator": torch.Generator(device).manual_seed(config.seed)}
+    session = Session(
+        Conversation(model, tokenizer, expand_paths(config.images), sampling, config.bands,
+                     config.frames, config.free),
+        interactive,
+        preview=supports_color() if config.preview is None else config.preview,
+        auto_task=interactive if config.auto_task is None else config.auto_task)
+
+    # 3 the loop: read a line, obey a command or ask a question, print the answer and its boxes
+    exit_code = 0
+    lines = config.prompt or (typed_lines(session) if interactive else piped_lines())
+    for line in lines:
+        try:
+            if line.startswith("/"):
+                question = run_command(session, line)       # /again: the question to repeat
+            else:
+                question = session.to_question(line)
+            if question is not None:
+                print_answer(session, question, config.json)
+        except EOFError:                                    # /quit
+            break
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            eprint(LEAVE_HINT)
+        except BrokenPipeError:                             # nobody reads the answers any more
+            raise
+        except (UserError, ValueError, OSError) as error:   # one line, and the conversation goes on
+            if interactive:
+                eprint(str(error))
+                continue
+            exit_code = 2
+            eprint(f"chat.py: {error}")
+            if config.json:
+                print_json_error(line, error)
+    if config.save:
+        session.conversation.save(config.save)
+    return exit_code
+
+
+def print_answer(session: Session, question: str, as_json: bool = False) -> None:
+    """Print the answer while it is generated, then its boxes; as JSON, all of it at the end.
+
+    At a terminal Ctrl-C stops the answer alone, and boxes are also drawn beside the pictures.
+    """
+    conversation = session.conversation
+    try:
+        for piece in conversation.ask(question):
+            if not as_json:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        if not session.interactive:
+            raise
+        if not as_json:
+            print(" (stopped)", end="")
+    detections = conversation.detections()
+    pictures, paths = conversation.pictures, conversation.paths
+    if as_json:
+        print_json_answer(question, conversation.turns[-1][1], detections, paths)
+    else:
+        print()
+        print_detections(detections, pictures, paths, session.preview)
+    if session.interactive:
+        for file in save_beside(paths, pictures, detections):
+            eprint(f"saved {file}")
 
 
 if __name__ == "__main__":
@@ -291,6 +376,6 @@ if __name__ == "__main__":
     except torch.OutOfMemoryError:
         eprint("chat.py: the GPU's memory is full; try --dtype bf16, --bits 8 or 4, fewer pictures")
         sys.exit(2)
-    except (ModelError, *USER_ERRORS) as error:
+    except (UserError, ValueError, OSError) as error:
         eprint(f"chat.py: {error}")
         sys.exit(2)

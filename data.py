@@ -1,15 +1,17 @@
 """Everything between disk or keyboard and tensors, in both directions.
 
-A sample is one question or conversation about one or more pictures. A row is what the model is
-fed: the questions of one picture, behind one copy of its visual tokens,
+A sample is one question or conversation about one or more images. A row is what the model is
+fed: the questions about one image, behind one copy of its visual tokens,
 
     ids        <s> [INST] <Img> -1 .. -1 | </Img> question 1 [/INST] answer 1 </s> | </Img> ..
     labels       .   .     .     .  .  . |    .      .         .     answer 1 </s> |    .
     segments     0   0     0     0  0  0 |    1      1         1        1      1   |    2
     positions    0   1     2     3  .. n |   n+1    n+2       n+3      ..          |   n+1
 
-with -1 for an image slot and . for -100, no label. Ids and labels come from one call, so they
-cannot drift apart.
+with -1 for a visual token, which the model fills in, and . for -100, no label. Ids and labels come
+from one call, so they cannot drift apart.
+
+From top to bottom: the tokenizer, images, boxes as text, prompts, and the batches of a training.
 """
 import math
 import random
@@ -18,6 +20,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -36,44 +39,45 @@ from support.readers.common import DataError, Sample, SampleTable
 class Tokenizer:
     """A sentencepiece model, read as upstream's slow LlamaTokenizer reads it (transformers 4.30).
 
-    <s>, </s> and <unk> in a text become their ids; each piece between them is encoded on its own,
-    with the word mark that sentencepiece puts before a text. No <s> is added: `render` writes it.
+    <s>, </s> and <unk> in a text become their ids; each part between them is encoded on its own,
+    with the word boundary that sentencepiece puts before a text. No <s> is added at the front:
+    encode_conversation does that.
     """
     SPECIAL = ("<unk>", "<s>", "</s>")          # ids 0, 1, 2
 
-    def __init__(self, path: str | Path, pieces: int | None = None):
-        """pieces: how many the model has embeddings for, if they are to be compared."""
+    def __init__(self, path: str | Path, vocab_size: int | None = None):
+        """vocab_size: how many embeddings the model has, if it is to be compared. DataError."""
         if not Path(path).is_file():
             raise DataError(f"{path}: no such file; a model folder holds its tokenizer.model")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except RuntimeError:
             raise DataError(f"{path}: not a sentencepiece model; download it again") from None
-        if pieces not in (None, len(self)):
-            raise DataError(f"{path}: {len(self)} pieces for the model's {pieces} embeddings")
+        if vocab_size not in (None, len(self)):
+            raise DataError(f"{path}: {len(self)} pieces for the model's {vocab_size} embeddings")
         self.bos, self.eos = 1, 2
 
     def __len__(self) -> int:
         return self.model.vocab_size()
 
-    def encode(self, text: str, mark: bool = True) -> list[int]:
-        """Without `mark` a text goes on with what stands before it: no word mark in front."""
-        if not mark:
+    def encode(self, text: str, word_boundary: bool = True) -> list[int]:
+        """word_boundary=False: the text continues what stands before it, no boundary in front."""
+        if not word_boundary:
             return self.encode("\n" + text)[2:]         # a newline is a piece of its own
         ids = []
-        for piece in re.split("(<unk>|</?s>)", text):
-            special = piece in self.SPECIAL
-            ids += [self.SPECIAL.index(piece)] if special else self.model.encode(piece)
+        for part in re.split("(<unk>|</?s>)", text):
+            ids += [self.SPECIAL.index(part)] if part in self.SPECIAL else self.model.encode(part)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.model.decode([i for i in ids if i > 2])
+        return self.model.decode([i for i in ids if i >= len(self.SPECIAL)])
 
 
-# ---- pictures ------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)      # of CLIP's pictures: red, green, blue in 0 .. 1
+MEAN = (0.48145466, 0.4578275, 0.40821073)      # of CLIP's images: red, green, blue in 0 .. 1
 STD = (0.26862954, 0.26130258, 0.27577711)
+PAD_COLOR = (122, 116, 104)                     # MEAN in 8 bits, cut off as LLaVA does
 MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
 QUARTER_TURNS = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
 
@@ -84,10 +88,12 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def load_images(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: int = 8,
-                  near: int = 0) -> list[Picture]:
-    """Pictures, and for each clip (a folder, an animation, a video) so many of its frames.
+                min_side: int = 0) -> list[Picture]:
+    """Images, and of each clip (a folder, an animation, a video) at most `frames` of its frames.
 
-    bands: which are shown as red, green, blue; near: as read_picture has it. DataError.
+    bands: which ones are shown as red, green and blue, from 1; () for the first ones.
+    min_side: a JPEG may be decoded smaller, down to this many pixels a side; 0: at its own size.
+    DataError: one line that begins with the file.
     """
     found = []
     try:
@@ -95,7 +101,7 @@ def load_images(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: 
             if is_clip(path):
                 found += [Picture(frame, frame.size, "") for frame in read_clip(path, frames)]
             else:
-                found.append(read_picture(path, tuple(bands), near))
+                found.append(read_picture(path, tuple(bands), min_side))
     except PictureError as error:
         raise DataError(str(error)) from None
     return found
@@ -103,18 +109,20 @@ def load_images(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a picture is moved in training; its boxes go along."""
-    crop: Box = (0, 0, 1, 1)                        # the part kept, in fractions of the sides
+    """How an image is changed in training: cropped, mirrored or turned, then recolored."""
+    crop: Box = (0, 0, 1, 1)                        # the part that stays, in fractions of the sides
     transpose: tuple[Image.Transpose, ...] = ()     # mirrors and quarter turns, in order
-    gain: tuple[float, float] = (1.0, 0.0)          # contrast, brightness of normalized values
+    contrast: float = 1.0                           # factor of the normalized values
+    brightness: float = 0.0                         # added to them
 
-    def box(self, box: Box, width: int, height: int) -> Box:
-        """Where a box comes to lie, in the same frame. Crops are for pictures without boxes."""
+    def transform_box(self, box: Box, width: int, height: int) -> Box:
+        """Where a box ends up after `transpose`, in the same frame; images with boxes have no crop.
+        """
         x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
         for step in self.transpose:
             if step == Image.Transpose.FLIP_LEFT_RIGHT:
                 x1, x2 = 1 - x2, 1 - x1
-            elif step == Image.Transpose.ROTATE_90:             # what was right is on top
+            elif step == Image.Transpose.ROTATE_90:             # the right edge becomes the top
                 x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
             elif step == Image.Transpose.ROTATE_180:
                 x1, y1, x2, y2 = 1 - x2, 1 - y2, 1 - x1, 1 - y1
@@ -126,61 +134,77 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation()
 
 
-PAD_COLOR = (122, 116, 104)          # the mean color of CLIP's pictures, cut off to 8 bits
-
-
 def pad_to_square(image: Image.Image) -> Image.Image:
-    """In the middle of a square of CLIP's mean color."""
-    side, (width, height) = max(image.size), image.size
+    """The image in the middle of a square of CLIP's mean color."""
+    side = max(image.size)
     square = Image.new("RGB", (side, side), PAD_COLOR)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
-def preprocess(image: Image.Image, size: int, move: Augmentation = NO_AUGMENTATION, style: str = "skyeye") -> Tensor:
-    """-> float[3, size, size], CLIP-normalized; squashed to a square (bicubic), as upstream.
+def preprocess(image: Image.Image, size: int, augmentation: Augmentation = NO_AUGMENTATION,
+               style: str = "skyeye") -> Tensor:
+    """-> float[3, size, size], CLIP-normalized.
 
-    LLaVA's style pads it to a square before, with CLIP's mean color.
+    Resized to a square whatever its sides are (bicubic), as upstream does; a prompt style with
+    `pad` (LLaVA's) pads it to a square before.
     """
-    part = None if move.crop == NO_AUGMENTATION.crop else tuple(
-        fraction * side for fraction, side in zip(move.crop, image.size * 2, strict=True))
+    region = None                                               # what is resized: all of it
+    if augmentation.crop != NO_AUGMENTATION.crop:
+        x1, y1, x2, y2 = augmentation.crop
+        region = (x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
     if PROMPTS[style].pad:
-        image, part = pad_to_square(image.crop(part) if part else image), None
-    image = image.resize((size, size), Image.Resampling.BICUBIC, part)
-    for step in move.transpose:
+        image = pad_to_square(image.crop(region) if region else image)
+        region = None
+    image = image.resize((size, size), Image.Resampling.BICUBIC, region)
+    for step in augmentation.transpose:
         image = image.transpose(step)
-    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255        # [3, H, W]
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255            # [3, H, W]
     x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    return x if move.gain == NO_AUGMENTATION.gain else x * move.gain[0] + move.gain[1]
+    if (augmentation.contrast, augmentation.brightness) != (1.0, 0.0):
+        x = x * augmentation.contrast + augmentation.brightness
+    return x
 
 
 # ---- boxes ---------------------------------------------------------------------------------------
+# As text, `{<x1><y1><x2><y2>}`: hundredths of the image's sides, 0 to 100. GeoChat adds an angle,
+# `{<x1><y1><x2><y2>|<degrees>}`. `<p>two ships</p>` before boxes is the phrase they belong to.
 
 BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4)
                  + r"\s*(?:\|\s*<\s*(-?\d{1,3})\s*>\s*)?\}", re.ASCII)
-
-
 PHRASE = re.compile(r"<p>(.*?)</p>")
 
 
+def find_boxes(text: str) -> list[re.Match]:
+    """The matches of BOX in a text; what has a number over 100 is no box."""
+    return [match for match in BOX.finditer(text) if max(map(int, match.groups()[:4])) <= 100]
+
+
 def coordinate_frame(width: int, height: int, pad: bool) -> tuple[float, float, float, float]:
-    """Left, top, width, height of what 0 to 100 spans: the picture, or the square it lies in."""
+    """Left, top, width, height of what 0 to 100 spans: the image, or the square it is padded to."""
+    if not pad:
+        return 0, 0, width, height
     side = max(width, height)
-    return ((width - side) // 2, (height - side) // 2, side, side) if pad else (0, 0, width, height)
+    return (width - side) // 2, (height - side) // 2, side, side
+
+
+def clamp(value: float, high: float) -> float:
+    return min(max(value, 0), high)
 
 
 def encode_box(box: Box, width: int, height: int, pad: bool = False) -> str:
     """Pixels -> `{<x1><y1><x2><y2>}`, 0 to 100, cut off and not rounded, as upstream writes.
 
-    Corners are sorted and brought into the picture. ValueError: nothing of the box is in it.
+    Corners are sorted and moved into the image. ValueError: no part of the box is in it.
     """
     x1, y1, x2, y2 = box
-    if not (min(x1, x2) <= width and min(y1, y2) <= height and max(x1, x2) >= 0
-            and max(y1, y2) >= 0):                                  # also where one is not a number
+    inside = (min(x1, x2) <= width and min(y1, y2) <= height
+              and max(x1, x2) >= 0 and max(y1, y2) >= 0)            # False also for a NaN
+    if not inside:
         raise ValueError(f"the box {box} is not in a picture of {width} x {height}")
     left, top, w, h = coordinate_frame(width, height, pad)
-    x1, x2 = sorted((min(max(x, 0), width) - left) / w for x in box[::2])
-    y1, y2 = sorted((min(max(y, 0), height) - top) / h for y in box[1::2])
+    x1, x2 = sorted((clamp(x, width) - left) / w for x in (x1, x2))
+    y1, y2 = sorted((clamp(y, height) - top) / h for y in (y1, y2))
     return "{" + "".join(f"<{int(100 * v)}>" for v in (x1, y1, x2, y2)) + "}"
 
 
@@ -189,51 +213,53 @@ def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: b
     """Every box in a text -> [(phrase, box in pixels)]; the phrase is the last <p>..</p> before.
 
     A number q stands for the bin q .. q + 1 it was cut off to, so the middle of the bin is read;
-    upstream reads its corner (corner=True). Numbers over 100 are no box, corners are sorted. A box
-    turned by |<degrees> (GeoChat) gives the upright box around it.
+    upstream reads its corner (corner=True). Corners are sorted. A box with an angle gives the
+    upright box around it.
     """
-    found, (left, top, w, h) = [], coordinate_frame(width, height, pad)
-    for match in BOX.finditer(text):
-        numbers = [int(n) for n in match.groups()[:4]]
-        if max(numbers) > 100:
-            continue
-        x1, y1, x2, y2 = (n / 100 if corner else min(n + 0.5, 100) / 100 for n in numbers)
-        box = upright_box((min(x1, x2) * w, min(y1, y2) * h, max(x1, x2) * w, max(y1, y2) * h),
-                     int(match[5] or 0))
+    left, top, w, h = coordinate_frame(width, height, pad)
+    found = []
+    for match in find_boxes(text):
+        bins = [int(number) for number in match.groups()[:4]]
+        x1, y1, x2, y2 = (q / 100 if corner else min(q + 0.5, 100) / 100 for q in bins)
+        box = (min(x1, x2) * w, min(y1, y2) * h, max(x1, x2) * w, max(y1, y2) * h)
+        x1, y1, x2, y2 = upright_box(box, int(match[5] or 0))
+        box = (clamp(x1 + left, width), clamp(y1 + top, height),
+               clamp(x2 + left, width), clamp(y2 + top, height))
         phrases = PHRASE.findall(text[:match.start()])
-        box = tuple(min(max(v + shift, 0), side) for v, shift, side in zip(
-            box, (left, top) * 2, (width, height) * 2, strict=True))
         found.append((phrases[-1].strip() if phrases else "", box))
     return found
 
 
 def upright_box(box: Box, degrees: int) -> Box:
-    """The upright box around a box turned about its middle."""
-    x, y, w, h = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]
-    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    w, h = (w * cos + h * sin, w * sin + h * cos) if degrees else (w, h)
+    """The upright box around a box that is turned about its middle."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    w, h = box[2] - box[0], box[3] - box[1]
+    if degrees:
+        cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+        w, h = w * cos + h * sin, w * sin + h * cos
     return x - w / 2, y - h / 2, x + w / 2, y + h / 2
 
 
-def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int, move: Augmentation,
-                pad: bool = False) -> str:
-    """Write the next of `boxes` at each <bbox>; boxes that are text already move along."""
-    def moved(match: re.Match) -> str:
+def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int,
+                augmentation: Augmentation, pad: bool = False) -> str:
+    """Write the next of `boxes` at each <bbox>; boxes that are text already are transformed too."""
+    remaining = iter(boxes)
+
+    def encode(box: Box) -> str:
+        return encode_box(augmentation.transform_box(box, width, height), width, height, pad)
+
+    def transform(match: re.Match) -> str:
         parsed = parse_boxes(match[0], width, height, pad=pad)
-        return written(parsed[0][1]) if parsed else match[0]
+        return encode(parsed[0][1]) if parsed else match[0]
 
-    def written(box: Box) -> str:
-        return encode_box(move.box(box, width, height), width, height, pad)
-
-    coming = iter(boxes)
-    text = BOX.sub(moved, text) if move.transpose else text
-    return re.sub("<bbox>", lambda _: written(next(coming)), text)
+    if augmentation.transpose:
+        text = BOX.sub(transform, text)
+    return re.sub("<bbox>", lambda _: encode(next(remaining)), text)
 
 
 # ---- prompts -------------------------------------------------------------------------------------
 
 IDENTIFIERS = ("caption", "vqa", "refer", "detection", "identify", "grounding")
-
 
 CAPTION_TEMPLATES = """Briefly describe this image. | Provide a concise depiction of this image.
 | Present a short description of this image. | Summarize this image in a few words.
@@ -246,8 +272,7 @@ CAPTION_TEMPLATES = """Briefly describe this image. | Provide a concise depictio
 | Using language, provide a short account of the image.
 | Use a few words to illustrate what is happening in the picture."""
 
-
-TEMPLATES = {       # MiniGPT-v2's templates; {} is the expression, the question or the box
+TEMPLATES = {       # by task, MiniGPT-v2's; {} is the expression, the question or the box
     "caption": ["[caption] briefly describe the image",
                 *("[caption] " + text.strip() for text in CAPTION_TEMPLATES.split("|"))],
     "video": ["[caption] briefly describe the video frame image"],
@@ -271,241 +296,295 @@ TEMPLATES = {       # MiniGPT-v2's templates; {} is the expression, the question
     "conversation": ["{}"],
 }
 
+CLEANED_TASKS = ("caption", "video", "vqa", "refer")        # upstream cleans the texts of these
 
-CLEANED_TASKS = ("caption", "video", "vqa", "refer")          # tasks whose texts upstream cleans
 
-
-def clean_text(text: str, words: int = 50) -> str:
+def clean_text(text: str, max_words: int = 50) -> str:
     """Upstream's blip_caption: lower case, no punctuation but ? and comma, at most 50 words."""
     text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
-    return " ".join(re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ").split(" ")[:words])
+    text = re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ")
+    return " ".join(text.split(" ")[:max_words])
 
 
-# Words that forbid to mirror or turn a picture, and to crop it.
-SIDE_WORDS = set("left right top bottom upper lower above below leftmost rightmost north south east "
-            "west northeast northwest southeast southwest".split())
+def apply_templates(sample: Sample, size: tuple[int, int],
+                    augmentation: Augmentation = NO_AUGMENTATION,
+                    rng: random.Random | None = None, style: str = "skyeye"
+                    ) -> list[tuple[str, str]]:
+    """The turns as text: cleaned, boxes written, in a template (the first one without rng).
 
-
-NUMBER_WORDS = set("no one two three four five six seven eight nine ten".split())
+    size: width and height of the sample's first image. ValueError: a box that is not in it.
+    """
+    boxes = list(sample.boxes)
+    if sample.task == "detection" and augmentation.transpose:       # listed from left to right
+        boxes.sort(key=lambda box: augmentation.transform_box(box, *size)[0])
+    pad = PROMPTS[style].pad
+    turns = []
+    for question, answer in sample.turns:
+        if sample.task in CLEANED_TASKS:
+            question, answer = clean_text(question), clean_text(answer)
+        asked, answered = question.count("<bbox>"), answer.count("<bbox>")
+        question = write_boxes(question, boxes[:asked], *size, augmentation, pad)
+        answer = write_boxes(answer, boxes[asked:asked + answered], *size, augmentation, pad)
+        boxes = boxes[asked + answered:]
+        template = rng.choice(TEMPLATES[sample.task]) if rng else TEMPLATES[sample.task][0]
+        turns.append((template.replace("{}", question), answer))
+    return turns
 
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a conversation is written; | stands for a picture's slots."""
-    picture: str                # once for each picture, before the first question
-    after: str                  # between the pictures and the first question
-    first: str                  # before the pictures
-    later: str                  # before every later question
-    end: str                    # after every question
-    ask_first: str = ""         # `first` and `end` where an answer is asked for, if they differ
-    ask_end: str = ""
-    stop: str = "</s>"          # after an answer
-    joined: bool = False        # asked, an earlier answer follows its question in one text, no stop
-    mark: bool = True           # a word mark before `later`
-    pad: bool = False           # pictures are padded to a square before they are resized
+    """What stands around images, questions and answers."""
+    image_start: str                # before and after the visual tokens of each image
+    image_end: str
+    after_images: str               # between the last image and the first question
+    user_prefix_first: str          # before the images
+    user_prefix: str                # before every question but the first
+    user_suffix: str                # after every question
+    infer_prefix_first: str = ""    # user_prefix_first and user_suffix at inference, if they differ
+    infer_suffix: str = ""
+    answer_end: str = "</s>"        # after every answer
+    merge_history: bool = False     # at inference an earlier question and its answer are one text
+    word_boundary: bool = True      # before user_prefix
+    pad: bool = False               # images are padded to a square before they are resized
 
 
 PROMPTS = {
-    # One form for learning and asking: what we train with.
-    "skyeye": PromptStyle("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", " [/INST]"),
-    # The released checkpoint: two spaces before [/INST] in training; asked, one and a second <s>.
-    "minigpt_v2": PromptStyle("<Img>|</Img>", " ", "[INST] ", "<s>[INST] ", "  [/INST]",
-                         ask_first="<s>[INST] ", ask_end=" [/INST]", joined=True),
+    # One form for training and inference: what we train with.
+    "skyeye": PromptStyle("<Img>", "</Img>", " ", "[INST] ", "<s>[INST] ", " [/INST]"),
+    # The released checkpoint: two spaces before [/INST] in training; one and a second <s> at
+    # inference.
+    "minigpt_v2": PromptStyle("<Img>", "</Img>", " ", "[INST] ", "<s>[INST] ", "  [/INST]",
+                              infer_prefix_first="<s>[INST] ", infer_suffix=" [/INST]",
+                              merge_history=True),
     # LLaVA-1.5, and so RS-GPT4V.
-    "vicuna_v1": PromptStyle("|\n", "", "A chat between a curious user and an artificial intelligence "
-                        "assistant. The assistant gives helpful, detailed, and polite answers to "
-                        "the user's questions. USER: ", "USER: ", " ASSISTANT:", mark=False,
-                        pad=True),
+    "vicuna_v1": PromptStyle("", "\n", "", "A chat between a curious user and an artificial "
+                             "intelligence assistant. The assistant gives helpful, detailed, and "
+                             "polite answers to the user's questions. USER: ", "USER: ",
+                             " ASSISTANT:", word_boundary=False, pad=True),
 }
 
-def encode_conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]], slots: int = 0,
-           pictures: int = 1, style: str = "skyeye") -> tuple[list[int], list[int], int]:
-    """-> ids, labels, and how many ids come before the first question (what questions share).
 
-    turns: (question, answer) each; where the last answer is None, it is asked for and the ids end.
-    slots: visual tokens a picture; each picture becomes that many -1 (0 pictures: text alone).
+def encode_conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | None]],
+                        visual_tokens: int = 0, num_images: int = 1, style: str = "skyeye"
+                        ) -> tuple[list[int], list[int], int]:
+    """-> ids, labels, and prefix_len: how many ids stand before the first question, the part that
+    questions about the same images share.
+
+    turns: (question, answer) each; where the last answer is None, it is to be generated and the
+    ids end after the question. visual_tokens: of an image; each image becomes that
+    many -1.
     """
-    prompt, asking = PROMPTS[style], turns[-1][1] is None
-    end = (asking and prompt.ask_end) or prompt.end
-    lead = (asking and prompt.ask_first) or prompt.first
+    prompt = PROMPTS[style]
+    prefix, suffix = prompt.user_prefix_first, prompt.user_suffix
+    inference = turns[-1][1] is None
+    if inference:
+        prefix, suffix = prompt.infer_prefix_first or prefix, prompt.infer_suffix or suffix
     ids: list[int] = []
     labels: list[int] = []
 
-    def write(piece: list[int], learn: bool = False) -> None:
-        ids.extend(piece)
-        labels.extend(piece if learn else [-100] * len(piece))
+    def append(new: list[int], supervised: bool = False) -> None:
+        ids.extend(new)
+        labels.extend(new if supervised else [-100] * len(new))
 
-    write([tokenizer.bos])
-    before, after = prompt.picture.split("|")
-    for _ in range(pictures):
-        write(tokenizer.encode(lead + before))
-        write([-1] * slots)
-        lead = after
-    lead, shared, mark = lead + prompt.after * (pictures > 0), len(ids), True
+    append([tokenizer.bos])
+    for _ in range(num_images):
+        append(tokenizer.encode(prefix + prompt.image_start))
+        append([-1] * visual_tokens)
+        prefix = prompt.image_end
+    if num_images:
+        prefix += prompt.after_images
+    prefix_len = len(ids)
+
+    word_boundary = True
     for question, answer in turns:
-        text = lead + question + end
-        if asking and prompt.joined:
-            write(tokenizer.encode(text + (answer or "")))
+        text = prefix + question + suffix
+        if inference and prompt.merge_history:
+            append(tokenizer.encode(text + (answer or "")))
         else:
-            write(tokenizer.encode(text, mark))
-            write(tokenizer.encode(answer + prompt.stop) if answer is not None else [], learn=True)
-        lead, mark = prompt.later, prompt.mark
-    return ids, labels, shared
+            append(tokenizer.encode(text, word_boundary))
+            if answer is not None:
+                append(tokenizer.encode(answer + prompt.answer_end), supervised=True)
+        prefix, word_boundary = prompt.user_prefix, prompt.word_boundary
+    return ids, labels, prefix_len
 
 
-# ---- rows for the model --------------------------------------------------------------------------
+# ---- batches -------------------------------------------------------------------------------------
+
+# Words in a sample that forbid to mirror or turn its image, and to crop it.
+SIDE_WORDS = set("left right top bottom upper lower above below leftmost rightmost north south "
+                 "east west northeast northwest southeast southwest".split())
+NUMBER_WORDS = set("no one two three four five six seven eight nine ten".split())
+
 
 def draw_augmentation(samples: Sequence[Sample], rng: random.Random) -> Augmentation:
-    """A random move that contradicts no word of these samples: no mirror where a side is named,
-    no crop where something is counted, pointed at or asked about."""
+    """A random augmentation under which all texts of these samples stay true: no mirror where a
+    side is named, no crop where something is counted, located or asked about."""
     text = " ".join(text for sample in samples for turn in sample.turns for text in turn)
-    words, transpose, crop = set(re.findall(r"\w+", text.lower())), (), NO_AUGMENTATION.crop
+    words = set(re.findall(r"\w+", text.lower()))
+    transpose: tuple[Image.Transpose, ...] = ()
     if not words & SIDE_WORDS and "|<" not in text:         # a box's angle would have to turn too
-        transpose = rng.choice(((), (MIRROR,))) + rng.choice(((), *((turn,) for turn in QUARTER_TURNS)))
-    whole = any(s.task not in ("caption", "scene") and s.kind != "theme" for s in samples)
-    if not whole and not words & NUMBER_WORDS:
+        transpose = rng.choice(((), (MIRROR,)))
+        transpose += rng.choice(((), *((turn,) for turn in QUARTER_TURNS)))
+    crop = NO_AUGMENTATION.crop
+    about_all = all(sample.task in ("caption", "scene") or sample.kind == "theme"
+                    for sample in samples)
+    if about_all and not words & NUMBER_WORDS:
         width, height = rng.uniform(0.65, 1), rng.uniform(0.65, 1)
         x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
         crop = (x, y, x + width, y + height)
-    return Augmentation(crop, transpose, (rng.uniform(0.8, 1.25), rng.uniform(-0.3, 0.3)))
+    return Augmentation(crop, transpose, contrast=rng.uniform(0.8, 1.25),
+                        brightness=rng.uniform(-0.3, 0.3))
 
 
-def apply_templates(sample: Sample, size: tuple[int, int], move: Augmentation = NO_AUGMENTATION,
-             rng: random.Random | None = None, style: str = "skyeye") -> list[tuple[str, str]]:
-    """The turns as text: cleaned, boxes written, in a template (the first one without rng)."""
-    boxes = list(sample.boxes)
-    if move.transpose and sample.task == "detection":       # detections go from left to right
-        boxes.sort(key=lambda box: move.box(box, *size)[0])
-    pool, pad, turns = TEMPLATES[sample.task], PROMPTS[style].pad, []
-    for question, answer in sample.turns:
-        if sample.task in CLEANED_TASKS:
-            question, answer = clean_text(question), clean_text(answer)
-        asked = question.count("<bbox>")
-        question = write_boxes(question, boxes[:asked], *size, move, pad)
-        template = rng.choice(pool) if rng else pool[0]
-        answer_boxes, boxes = boxes[asked:], boxes[asked + answer.count("<bbox>"):]
-        turns.append((template.replace("{}", question),
-                      write_boxes(answer, answer_boxes, *size, move, pad)))
-    return turns
+class EpochPlan(NamedTuple):
+    """Row r of an epoch has the samples order[starts[rows[r]]:starts[rows[r] + 1]]."""
+    order: np.ndarray           # int[samples]: sample numbers, those that share a row side by side
+    starts: np.ndarray          # int[packed rows + 1]: where each packed row begins in `order`
+    rows: np.ndarray            # int[rows]: packed rows in the order of the epoch
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """The training rows: `rows[epoch, number]`, the same whoever asks and however often.
+    """The training rows: `dataset[epoch, row]` is the same in every process and at every call.
 
-    Up to `questions` samples of one picture share a row. An epoch has every sample once, in an
-    order drawn from (seed, epoch); a row's templates and moves are drawn from (seed, epoch,
-    number). `ratios`, (samples, ratio) of each data set in turn, changes that: so large a part of
-    the set's rows, others every epoch. Rows of like length come in blocks of `block`, the rows of
-    a step, as a batch is padded to its longest.
+    Up to `questions_per_row` samples of the same images share a row. An epoch has every sample
+    once, in an order drawn from (seed, epoch); the templates and the augmentation of a row are
+    drawn from (seed, epoch, row). `ratios` changes that: (number of samples, ratio) of each data
+    set in turn, the ratio being the part of its rows that an epoch has, others in every epoch.
+    Rows of like length come in buckets of `bucket_size`, the rows of a step, as a batch is padded
+    to its longest row.
+
+    image_size: pixels a side. visual_tokens: of an image. max_tokens: of a sample.
+    bands, frames: as load_images takes them.
     """
 
     def __init__(self, samples: Sequence[Sample], tokenizer: Tokenizer, image_size: int,
-                 visual_tokens: int, style: str = "skyeye", questions: int = 1,
+                 visual_tokens: int, *, style: str = "skyeye", questions_per_row: int = 1,
                  augment: bool = False, seed: int = 42, max_tokens: int = 1024,
-                 ratios: Sequence[tuple[int, float]] = (), block: int = 1,
+                 ratios: Sequence[tuple[int, float]] = (), bucket_size: int = 1,
                  bands: Sequence[int] = (), frames: int = 8):
-        self.samples = samples if isinstance(samples, SampleTable) else SampleTable(map(vars, samples))
-        self.tokenizer, self.style = tokenizer, style
+        if not isinstance(samples, SampleTable):
+            samples = SampleTable(map(vars, samples))
+        self.samples, self.tokenizer, self.style = samples, tokenizer, style
         self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
-        self.questions, self.augment, self.seed = questions, augment, seed
-        self.ratios, self.block, self.bands, self.frames = ratios, block, bands, frames
-        ends = np.cumsum([count for count, _ in ratios])
-        own = np.searchsorted(ends, np.arange(len(samples)), "right")
-        self.group = np.array(self.samples.image) + own * len(self.samples.images)
-        self.letters = np.array(self.samples.letters)
-        self.plans: dict[int, tuple[np.ndarray, ...]] = {}
-        self.length = len(self.plan(0)[2])          # as in every other epoch
-
-    def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """-> sample numbers, where each row starts among them (and the end), the rows in order."""
-        if epoch not in self.plans:
-            rng = np.random.default_rng((self.seed, epoch))
-            order = np.lexsort((rng.random(len(self.group)), self.group))     # shuffled in a group
-            group = self.group[order]
-            place = np.arange(len(order)) - np.searchsorted(group, group)     # 0, 1, .. in a group
-            starts = np.flatnonzero(place % self.questions == 0)
-            rows = self.mix(order[starts], rng)
-            letters = np.add.reduceat(self.letters[order], starts)
-            rows = self.arrange(rows[rng.permutation(len(rows))], letters, rng)
-            self.plans = {epoch: (order, np.append(starts, len(order)), rows)}
-        return self.plans[epoch]
-
-    def members(self, epoch: int, number: int) -> np.ndarray:
-        """The sample numbers of a row."""
-        order, starts, rows = self.plan(epoch)
-        return order[starts[rows[number]]:starts[rows[number] + 1]]
-
-    def mix(self, first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """first: a sample of each row -> rows, of each data set what its ratio says."""
-        mixed, start, ends = [], 0, np.cumsum([count for count, _ in self.ratios])
-        for end, (_, ratio) in zip(ends, self.ratios, strict=True):
-            own, start = np.flatnonzero((first >= start) & (first < end)), end
-            count = max(int(ratio > 0), round(ratio * len(own)))
-            mixed.append(own[np.resize(rng.permutation(len(own)), count)])
-        return np.concatenate(mixed) if mixed else np.arange(len(first))
-
-    def arrange(self, rows: np.ndarray, letters: np.ndarray, rng: np.random.Generator
-                ) -> np.ndarray:
-        """Sort each window of four blocks by letters, then shuffle its blocks."""
-        arranged, size = [rows[:0]], self.block
-        for start in range(0, len(rows), 4 * size):
-            window = rows[start:start + 4 * size]
-            window = window[np.argsort(letters[window], kind="stable")]
-            blocks = [window[i:i + size] for i in range(0, len(window), size)]
-            arranged += [blocks[i] for i in rng.permutation(len(blocks))]
-        return np.concatenate(arranged)
+        self.questions_per_row, self.bucket_size = questions_per_row, bucket_size
+        self.augment, self.seed = augment, seed
+        self.bands, self.frames = bands, frames
+        self.ratios = ratios
+        # Samples with the same number here, those of one data set about the same images, may share
+        # a row.
+        set_ends = np.cumsum([count for count, _ in ratios])
+        data_set = np.searchsorted(set_ends, np.arange(len(samples)), "right")
+        self.group = np.array(samples.image_set) + data_set * len(samples.image_sets)
+        self.num_chars = np.array(samples.num_chars)
+        self.plans: dict[int, EpochPlan] = {}       # of the latest epoch only
+        self.length = len(self.epoch_plan(0).rows)  # as in every other epoch
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, number = key
-        samples = [self.samples[i] for i in self.members(epoch, number)]
-        rng = random.Random(f"{self.seed} {epoch} {number}")
-        move = draw_augmentation(samples, rng) if self.augment else NO_AUGMENTATION
-        # A JPEG may be decoded at an eighth to a half of its size, if twice what is needed is left.
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | None]:
+        """(epoch, row) -> ids, labels, segments, positions: long[T]; images: float[n, 3, H, W] or
+        None. DataError: an image that cannot be read, a box outside it, too many tokens."""
+        epoch, row = key
+        samples = [self.samples[i] for i in self.samples_of_row(epoch, row)]
+        rng = random.Random(f"{self.seed} {epoch} {row}")
+        augmentation = draw_augmentation(samples, rng) if self.augment else NO_AUGMENTATION
+        # A JPEG may be decoded at an eighth to a half of its size, if twice what is needed remains.
         pictures = load_images(samples[0].images, self.bands, self.frames, 2 * self.image_size)
         size = pictures[0].size if pictures else (1, 1)
-        turns = [self.turns(sample, size, move, rng) for sample in samples]
-        images = [preprocess(p.image, self.image_size, move, self.style) for p in pictures]
-        return self.row(turns, len(pictures)) | {"images": torch.stack(images) if images else None}
+        turns = [self.turns(sample, size, augmentation, rng) for sample in samples]
+        images = [preprocess(picture.image, self.image_size, augmentation, self.style)
+                  for picture in pictures]
+        sources = [sample.source for sample in samples]
+        tensors = self.pack(list(zip(sources, turns, strict=True)), len(pictures))
+        return tensors | {"images": torch.stack(images) if images else None}
 
-    def turns(self, sample: Sample, size: tuple[int, int], move: Augmentation, rng: random.Random
-              ) -> tuple[str, list[tuple[str, str]]]:
+    def turns(self, sample: Sample, size: tuple[int, int], augmentation: Augmentation,
+              rng: random.Random) -> list[tuple[str, str]]:
         try:
-            return sample.source, apply_templates(sample, size, move, rng, self.style)
-        except ValueError as error:                                 # a box that is in no picture
+            return apply_templates(sample, size, augmentation, rng, self.style)
+        except ValueError as error:                             # a box that is not in the image
             raise DataError(f"{sample.source}: {error}") from None
 
-    def row(self, samples: list[tuple[str, list[tuple[str, str]]]], pictures: int
-            ) -> dict[str, Tensor]:
-        """(source, turns) of each sample -> the row, one copy of what they share in front."""
+    def pack(self, samples: list[tuple[str, list[tuple[str, str]]]], num_images: int
+             ) -> dict[str, Tensor]:
+        """(source, turns) of each sample -> their row, one copy of what they share in front."""
         ids, labels, segments, positions = [], [], [], []
         for segment, (source, turns) in enumerate(samples, start=1):
-            own_ids, own_labels, shared = encode_conversation(self.tokenizer, turns, self.visual_tokens,
-                                                 pictures, self.style)
+            own_ids, own_labels, prefix_len = encode_conversation(
+                self.tokenizer, turns, self.visual_tokens, num_images, self.style)
             if len(own_ids) > self.max_tokens:
                 raise DataError(f"{source}: {len(own_ids)} tokens, over --max_tokens "
                                 f"{self.max_tokens}")
-            new = shared if ids else 0
-            ids, labels = ids + own_ids[new:], labels + own_labels[new:]
-            segments += [0] * (shared - new) + [segment] * (len(own_ids) - shared)
-            positions += range(new, len(own_ids))
+            own_segments = [0] * prefix_len + [segment] * (len(own_ids) - prefix_len)
+            skip = 0 if segment == 1 else prefix_len            # the prefix is in the row already
+            ids += own_ids[skip:]
+            labels += own_labels[skip:]
+            segments += own_segments[skip:]
+            positions += range(skip, len(own_ids))
         return {"ids": torch.tensor(ids), "labels": torch.tensor(labels),
                 "segments": torch.tensor(segments), "positions": torch.tensor(positions)}
+
+    def samples_of_row(self, epoch: int, row: int) -> np.ndarray:
+        """The numbers of the samples in a row."""
+        order, starts, rows = self.epoch_plan(epoch)
+        return order[starts[rows[row]]:starts[rows[row] + 1]]
+
+    def epoch_plan(self, epoch: int) -> EpochPlan:
+        if epoch not in self.plans:
+            rng = np.random.default_rng((self.seed, epoch))
+            order = np.lexsort((rng.random(len(self.group)), self.group))   # shuffled in a group
+            group = self.group[order]
+            place = np.arange(len(order)) - np.searchsorted(group, group)   # 0, 1, .. in a group
+            starts = np.flatnonzero(place % self.questions_per_row == 0)
+            num_chars = np.add.reduceat(self.num_chars[order], starts)      # of each packed row
+            rows = self.mix_datasets(order[starts], rng)
+            rows = rows[rng.permutation(len(rows))]
+            rows = self.bucket_by_length(rows, num_chars, rng)
+            self.plans = {epoch: EpochPlan(order, np.append(starts, len(order)), rows)}
+        return self.plans[epoch]
+
+    def mix_datasets(self, first: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """first: the first sample of each packed row -> the packed rows of an epoch, as many of
+        each data set as its ratio asks for, at least one if the ratio is not 0."""
+        if not self.ratios:
+            return np.arange(len(first))
+        chosen, start = [], 0
+        for count, ratio in self.ratios:
+            own = np.flatnonzero((first >= start) & (first < start + count))
+            wanted = max(1, round(ratio * len(own))) if ratio > 0 else 0
+            chosen.append(own[np.resize(rng.permutation(len(own)), wanted)])
+            start += count
+        return np.concatenate(chosen)
+
+    def bucket_by_length(self, rows: np.ndarray, num_chars: np.ndarray, rng: np.random.Generator
+                         ) -> np.ndarray:
+        """Sort every four buckets of rows by their characters, then shuffle these four buckets."""
+        size = self.bucket_size
+        bucketed = [rows[:0]]
+        for start in range(0, len(rows), 4 * size):
+            window = rows[start:start + 4 * size]
+            window = window[np.argsort(num_chars[window], kind="stable")]
+            buckets = [window[i:i + size] for i in range(0, len(window), size)]
+            bucketed += [buckets[i] for i in rng.permutation(len(buckets))]
+        return np.concatenate(bucketed)
 
 
 PADDING = {"ids": 0, "labels": -100, "segments": -1, "positions": 0}
 
 
 def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows -> a batch, padded on the right; segments and positions only where rows share."""
+    """Rows -> a batch: long[B, T] padded on the right, images: float[all, 3, H, W] or None.
+
+    Segments and positions are left out where no row has more than one sample: they would be what
+    the model assumes without them.
+    """
     batch = {name: torch.nn.utils.rnn.pad_sequence([row[name] for row in rows], True, value)
              for name, value in PADDING.items()}
     if batch["segments"].max() == 1:
         del batch["segments"], batch["positions"]
-    pictures = [row["images"] for row in rows if row["images"] is not None]
-    batch["images"] = torch.cat(pictures) if pictures else None
+    images = [row["images"] for row in rows if row["images"] is not None]
+    batch["images"] = torch.cat(images) if images else None
     return batch
 
 

@@ -4,21 +4,18 @@
     python eval.py --data FOLDER --split val          any folder that data.py reads
     python eval.py --benchmark rsvg --data FOLDER --model MODEL
     torchrun --nproc_per_node 8 eval.py --benchmark all --data ROOT --model MODEL
-    python eval.py --score FILE.jsonl                 predictions again, also another system's
+    python eval.py --score FILE.jsonl                 score answers again, also another system's
 
-Every answer is a line of predictions.jsonl as soon as it is there (formats/scoring/predictions.py),
-so a run that was stopped goes on with the same command. metrics.json has all figures with their
-intervals and what they were measured with, table.md what is printed. How texts and boxes are scored
-stands in formats/scoring.
+Every answer becomes a line of predictions.jsonl as soon as it is generated, so a run that was
+stopped continues with the same command. metrics.json has all figures with their 95 % intervals and
+what they were measured with; table.md is what is printed. How answers are scored: support/metrics.
 """
-import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -39,35 +36,38 @@ from data import (
 )
 from examples.miniworld import WORLD, ensure_world
 from projector import DTYPES, SkyEyeConfig, SkyEyeGPT
-from support.checkpoints.files import ModelError
-from support.common import UserError, commit, is_out_of_memory
-from support.evaluation.benchmarks import BENCHMARKS, Job, compare_counts, count_rows, plan_jobs
-from support.evaluation.report import ReportPart, details_markdown, draw_sheet, format_report
+from support.common import UserError, find_device, is_out_of_memory, option, parse_config
+from support.evaluation.benchmarks import (
+    BENCHMARKS,
+    Job,
+    compare_counts,
+    count_rows,
+    plan_jobs,
+)
+from support.evaluation.report import TaskResult, draw_sheet, write_report
 from support.evaluation.runs import (
     begin_run,
     gather_predictions,
     group_by_picture,
-    hash_texts,
+    hash_samples,
     load_ahead,
     load_predictions,
     make_batches,
     provenance,
-    provenance_line,
-    read_jsonl,
-    sample_texts,
+    read_record,
 )
 from support.images.common import parse_bands
-from support.inference.cpu_kernels import pack_for_cpu
-from support.inference.generation import BOX_TASKS, BoxConstraint, BoxGrammar
+from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
 from support.metrics.answers import answer_candidates
+from support.metrics.boxes import CONVENTIONS
+from support.metrics.captions import caption_scores as caption_scores  # for those who import eval
 from support.metrics.figures import error_score, task_details, task_figures
-from support.metrics.statistics import Options
-from support.readers import gather_references, read_data
+from support.metrics.statistics import ScoringOptions
+from support.readers import FORMATS, gather_references, read_data
 from support.readers.common import DataError, Sample
+from support.training.distributed import finish_processes, wait_for_all
 
-# ---- what is asked, and how ----------------------------------------------------------------------
-
-EVAL_PROMPTS = {       # task: the prompt, {} for the question, and the tokens its answer may have
+EVAL_PROMPTS = {       # task: the prompt, {} for the question, and how many tokens to generate
     "caption":   ("[caption] briefly describe the image", 60),
     "video":     ("[caption] briefly describe the video frame image", 60),
     "vqa":       ("[vqa] {}", 20),
@@ -79,350 +79,416 @@ EVAL_PROMPTS = {       # task: the prompt, {} for the question, and the tokens i
 }
 
 
-def read_samples(job: Job, form: str) -> list[Sample]:
-    """Of a benchmark its task alone; turns of a LLaVA file are questions of that task. DataError.
+# ---- settings ------------------------------------------------------------------------------------
+
+@dataclass
+class EvalConfig:
+    """Each field is a flag."""
+    # --- model ---
+    model: str = option("weights/nano", "model folder", metavar="FOLDER")
+    device: str = option("auto", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one")
+    dtype: str = option("fp32", "number format of the weights", choices=tuple(DTYPES))
+    bits: int = option(16, "bits of the language model's weights; 16: as --dtype says",
+                       choices=(16, 8, 4))
+    # --- data ---
+    benchmark: str = option("", f"benchmark to evaluate: {', '.join(BENCHMARKS)}; all: each of "
+                            "them in its own folder below --data; empty: every task of the data",
+                            choices=("", *BENCHMARKS, "all"), metavar="NAME")
+    data: tuple[str, ...] = option((WORLD,), "folders, or LLaVA .json and .jsonl files")
+    split: str = option("", "split to evaluate; empty: test, or for a benchmark the splits that "
+                        "the papers report")
+    format: str = option("", f"layout of the data: {' '.join(FORMATS)}; empty: recognize it")
+    tasks: tuple[str, ...] = option(tuple(EVAL_PROMPTS), "tasks to evaluate",
+                                    choices=tuple(EVAL_PROMPTS))
+    limit: int = option(0, "evaluate only this many rows of each task; 0: all")
+    bands: tuple[int, ...] = option((), "bands to use as red, green and blue, counted from 1, of "
+                                    "pictures with more than three, such as 4,3,2",
+                                    type=parse_bands, nargs=None, metavar="R,G,B")
+    frames: int = option(8, "number of frames to use of a clip; 1: as in the paper")
+    # --- answers ---
+    prompt: str = option("", "ask with this prompt instead of the task's own; {} is the question")
+    rank: bool = option(False, "where the possible answers are known (classes; yes and no), choose "
+                        "the most probable of them instead of generating text")
+    well_formed: bool = option(False, "constrain the generated tokens so that boxes are complete")
+    batch_size: int = option(64, "questions answered at a time; if a picture has more, it is "
+                             "encoded again for each batch")
+    # --- output ---
+    output_dir: Path | None = option(None, "folder for answers and scores; with several benchmarks "
+                                     "each gets a folder in it", type=Path, metavar="FOLDER",
+                                     default_text="out/eval; beside the file with --score")
+    fresh: bool = option(False, "delete the answers of an earlier run instead of continuing it")
+    sheet: Path | None = option(None, "write a picture of the worst answers and of random ones to "
+                                "this file", type=Path, metavar="FILE")
+    # --- scores ---
+    score: Path | None = option(None, "score this predictions.jsonl, ours or another system's, "
+                                "without running a model", type=Path, metavar="FILE")
+    convention: str = option("both", "how IoU is computed; upstream: with a pixel more a side, and "
+                             "a box is right above a threshold, not at it",
+                             choices=(*CONVENTIONS, "both"))
+    count_ranges: bool = option(False, "compare counts and areas in RSVQA's ranges")
+    corner: bool = option(False, "read a number of a box as upstream does, as the lower edge of "
+                          "its bin instead of the middle")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> EvalConfig:
+    return parse_config(EvalConfig, argv, __doc__)
+
+
+# ---- questions -----------------------------------------------------------------------------------
+
+def read_questions(job: Job, format_name: str = "") -> list[Sample]:
+    """The samples that a job asks about: those of the benchmark's task, or of every task.
+
+    The turns of a conversation file are questions of the benchmark's task. DataError.
     """
-    samples = [sample for place in job.places for sample in read_data(place, job.split, form=form)]
     tasks = [BENCHMARKS[job.benchmark].task] if job.benchmark else list(EVAL_PROMPTS)
-    talks = job.benchmark and Path(job.places[0]).is_file()
-    if talks:
-        samples = [part for sample in samples for part in split_turns(sample, tasks[0])]
+    samples = [sample for place in job.places
+               for sample in read_data(place, job.split, format_name=format_name)]
+    is_conversation = bool(job.benchmark) and Path(job.places[0]).is_file()
+    if is_conversation:
+        samples = [turn for sample in samples for turn in split_turns(sample, tasks[0])]
     samples = [sample for sample in samples if sample.task in tasks]
     if not samples:
         raise DataError(f"{job.places[0]}: split {job.split!r} has no {' or '.join(tasks)}")
-    if blind := [sample.source for sample in samples if not sample.images]:
-        raise DataError(f"{blind[0]}: no picture (and {len(blind) - 1} rows more)")
-    return gather_references(samples) if talks or job.split == "train" else samples
+    without_image = [sample.source for sample in samples if not sample.images]
+    if without_image:
+        raise DataError(f"{without_image[0]}: no picture (and {len(without_image) - 1} rows more)")
+    if is_conversation or job.split == "train":     # of other splits read_data has done it
+        return gather_references(samples)
+    return samples
 
 
-def split_turns(talk: Sample, task: str) -> Iterator[Sample]:
-    """Each turn as a question of its own, with the boxes that stand in it."""
-    boxes = iter(talk.boxes)
-    for turn in talk.turns:
-        own = tuple(islice(boxes, sum(text.count("<bbox>") for text in turn)))
-        yield replace(talk, task=task, turns=(turn,), boxes=own)
+def split_turns(conversation: Sample, task: str) -> Iterator[Sample]:
+    """Each turn as a question of its own, with the boxes that belong to it."""
+    boxes = iter(conversation.boxes)
+    for turn in conversation.turns:
+        count = sum(text.count("<bbox>") for text in turn)
+        yield replace(conversation, task=task, turns=(turn,), boxes=tuple(islice(boxes, count)))
 
 
-# ---- batches -------------------------------------------------------------------------------------
+def choose_rows(samples: Sequence[Sample], config: EvalConfig) -> list[int]:
+    """The numbers of the samples to ask about: the first --limit of each of --tasks."""
+    chosen = []
+    for task in config.tasks:
+        numbers = [i for i, sample in enumerate(samples) if sample.task == task]
+        chosen += numbers[:config.limit or None]
+    return chosen
+
+
+# ---- from samples to tensors ---------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Group:
-    """Questions about the same pictures, which are loaded once."""
+    """Questions about the same images. Their prompts begin with the same ids, the prefix."""
     numbers: list[int]              # of the samples
-    size: tuple[int, int]           # of the first picture, in pixels
+    size: tuple[int, int]           # width and height of the first image, in pixels
     images: Tensor                  # float[n, 3, H, W]
     questions: list[str]
     prompts: list[Tensor]           # long[T] each
-
-    def shared(self) -> int:
-        """How many ids come before the first question: up to the last image slot."""
-        return int((self.prompts[0] < 0).nonzero()[-1]) + 1
+    prefix_len: int                 # the prefix ends with the last image slot
 
 
-def question_of(sample: Sample, prompt: str, size: tuple[int, int], style: str) -> str:
-    """The text that is asked: cleaned as in training, in its prompt, boxes written. DataError."""
-    question, answer = sample.turns[0]
-    text = prompt.replace("{}", clean_text(question) if sample.task in CLEANED_TASKS else question)
-    try:
-        asked = replace(sample, task="conversation", turns=((text, answer),))
-        return apply_templates(asked, size, style=style)[0][0]
-    except ValueError as error:                 # a box that is in no picture
-        raise DataError(f"{sample.source}: {error}") from None
-
-
-def make_loader(samples: Sequence[Sample], tokenizer: Tokenizer, config: SkyEyeConfig,
-                args: argparse.Namespace) -> Callable[[list[list[int]]], list[Group]]:
-    """-> a function that reads a batch's pictures, each once, and writes its prompts. DataError."""
-    @lru_cache(maxsize=1)                       # a picture of many questions is in several groups
-    def pictures(paths: tuple[str, ...]) -> tuple[tuple[int, int], Tensor]:
-        found = load_images(paths, args.bands, args.frames)
-        return found[0].size, torch.stack([preprocess(picture.image, config.vit.image_size,
-                                                      style=config.prompt) for picture in found])
-
-    def prompt_of(sample: Sample, question: str, count: int) -> Tensor:
-        ids = encode_conversation(tokenizer, [(question, None)], config.visual_tokens, count, config.prompt)[0]
-        if len(ids) >= config.llama.max_positions:
-            raise DataError(f"{sample.source}: {len(ids)} tokens, and the model's context has "
-                            f"{config.llama.max_positions}")
-        return torch.tensor(ids)                # [T]
-
-    def load(batch: list[list[int]]) -> list[Group]:
+def load_groups(batches: Iterable[list[list[int]]], samples: Sequence[Sample],
+                tokenizer: Tokenizer, model_config: SkyEyeConfig, config: EvalConfig
+                ) -> Iterator[list[Group]]:
+    """Groups of sample numbers -> Groups, batch by batch; each picture is read once. DataError."""
+    paths: tuple[str, ...] = ()
+    for batch in batches:
         groups = []
         for numbers in batch:
             own = [samples[i] for i in numbers]
-            size, images = pictures(own[0].images)
-            prompt = args.prompt or EVAL_PROMPTS[own[0].task][0]
-            questions = [question_of(sample, prompt, size, config.prompt) for sample in own]
-            prompts = [prompt_of(sample, question, len(images))
-                       for sample, question in zip(own, questions, strict=True)]
-            groups.append(Group(numbers, size, images, questions, prompts))
-        return groups
-    return load
+            if own[0].images != paths:          # a picture with many questions has several groups
+                paths = own[0].images
+                size, images = read_images(paths, model_config, config)
+            groups.append(make_group(numbers, own, size, images, tokenizer, model_config, config))
+        yield groups
+
+
+def read_images(paths: Sequence[str], model_config: SkyEyeConfig, config: EvalConfig
+                ) -> tuple[tuple[int, int], Tensor]:
+    """-> width and height of the first image, and what the model gets, float[n, 3, H, W]."""
+    pictures = load_images(paths, config.bands, config.frames)
+    images = [preprocess(picture.image, model_config.vit.image_size, style=model_config.prompt)
+              for picture in pictures]
+    return pictures[0].size, torch.stack(images)
+
+
+def make_group(numbers: list[int], samples: list[Sample], size: tuple[int, int], images: Tensor,
+               tokenizer: Tokenizer, model_config: SkyEyeConfig, config: EvalConfig) -> Group:
+    template = config.prompt or EVAL_PROMPTS[samples[0].task][0]
+    questions, prompts = [], []
+    for sample in samples:
+        question = write_question(sample, template, size, model_config.prompt)
+        ids, _, prefix_len = encode_conversation(
+            tokenizer, [(question, None)], model_config.visual_tokens, len(images),
+            model_config.prompt)
+        if len(ids) >= model_config.llama.max_positions:
+            raise DataError(f"{sample.source}: {len(ids)} tokens, and the model's context has "
+                            f"{model_config.llama.max_positions}")
+        questions.append(question)
+        prompts.append(torch.tensor(ids))       # [T]
+    return Group(numbers, size, images, questions, prompts, prefix_len)
+
+
+def write_question(sample: Sample, template: str, size: tuple[int, int], style: str) -> str:
+    """The question cleaned as in training, put into the template, boxes as text. DataError."""
+    question, answer = sample.turns[0]
+    if sample.task in CLEANED_TASKS:
+        question = clean_text(question)
+    text = template.replace("{}", question)
+    try:
+        asked = replace(sample, task="conversation", turns=((text, answer),))
+        return apply_templates(asked, size, style=style)[0][0]
+    except ValueError as error:                 # a box that is not in the picture
+        raise DataError(f"{sample.source}: {error}") from None
 
 
 # ---- answers -------------------------------------------------------------------------------------
 
-def answer_groups(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group], tokens: int,
+def answer_groups(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group], max_new_tokens: int,
                   device: str, grammar: BoxGrammar | None = None) -> list[str]:
-    """Each question's answer, greedily; with a grammar, boxes that region tasks ask for are whole.
+    """The answer to each question, decoded greedily.
+
+    grammar: constrains the answers to questions for boxes, so that these are well-formed.
     """
     answers = []
-    for shared, alike in groupby(groups, Group.shared):
-        own = list(alike)                       # their prompts begin with as many ids
-        prompts = [[prompt.to(device) for prompt in group.prompts] for group in own]
-        images = torch.cat([group.images for group in own]).to(device)
-        guides = [BoxConstraint(grammar, free=not question.startswith(BOX_TASKS)) for group in own
-                  for question in group.questions] if grammar else None
-        answers += model.answer(prompts, images, shared, tokens, tokenizer.eos, guides=guides)
+    for prefix_len, alike in groupby(groups, lambda group: group.prefix_len):
+        alike = list(alike)
+        prompts = [[prompt.to(device) for prompt in group.prompts] for group in alike]
+        images = torch.cat([group.images for group in alike]).to(device)
+        constraints = []
+        if grammar:
+            constraints = [BoxConstraint.for_question(grammar, question)
+                           for group in alike for question in group.questions]
+        answers += model.answer_batch(prompts, images, prefix_len, max_new_tokens, tokenizer.eos,
+                                      constraints=constraints)
     return [tokenizer.decode(ids) for ids in answers]
 
 
 @torch.inference_mode()
-def answer_log_likelihoods(model: SkyEyeGPT, tokenizer: Tokenizer, group: Group, texts: Sequence[str],
-                device: str) -> Tensor:
-    """The log-probability of each question's being answered with each text, float[Q, texts].
+def answer_log_likelihoods(model: SkyEyeGPT, tokenizer: Tokenizer, group: Group,
+                           candidates: Sequence[str], device: str) -> Tensor:
+    """The log-probability of each candidate as the answer to each question, float[Q, C].
 
-    The sum over its tokens and </s>, so of saying just this; a mean would prefer long names. One
-    row holds what all prompts share, then each prompt's end with each text, segments that do not
-    see each other.
+    It is the sum over the candidate's tokens and </s>, so of exactly this answer; a mean over them
+    would prefer long names. One row holds the prefix, then a segment for each question with each
+    candidate; segments attend to the prefix and to themselves (llama.packed_mask):
+
+        prefix | question 1, candidate 1 </s> | question 1, candidate 2 </s> | question 2, ..
     """
-    ends = [torch.tensor(tokenizer.encode(text) + [tokenizer.eos]) for text in texts]
-    shared = group.shared()
-    ids, spoken, before = [group.prompts[0][:shared]], [], []
-    segments, positions = [torch.zeros(shared)], [torch.arange(shared)]
+    targets = [torch.tensor(tokenizer.encode(text) + [tokenizer.eos]) for text in candidates]
+    prefix_len = group.prefix_len
+    ids, positions = [group.prompts[0][:prefix_len]], [torch.arange(prefix_len)]
+    segments, target_pos = [torch.zeros(prefix_len)], []
+    length = prefix_len                                     # of the row so far
     for prompt in group.prompts:
-        for end in ends:
-            own, start = torch.cat([prompt[shared:], end]), sum(map(len, ids))
-            first = start + len(own) - len(end)             # where the text begins
-            spoken.append(torch.arange(first, first + len(end)))
-            before.append(torch.arange(first - 1, first + len(end) - 1))
-            before[-1][0] = first - 1 if first > start else shared - 1
-            segments.append(torch.full((len(own),), len(spoken)))
-            positions.append(torch.arange(shared, shared + len(own)))
-            ids.append(own)
-    row, places, parts = (torch.cat(x).long()[None].to(device) for x in (ids, positions, segments))
-    logits = model(row, group.images.to(device), positions=places, segments=parts)[0]   # [T, V]
-    said = logits[torch.cat(before)].float().log_softmax(-1)
-    said = said.gather(1, row[0, torch.cat(spoken)][:, None])[:, 0]
-    totals = torch.stack([part.sum() for part in said.split([len(own) for own in spoken])])
-    return totals.view(len(group.prompts), len(texts))
+        for target in targets:
+            segment = torch.cat([prompt[prefix_len:], target])
+            length += len(segment)
+            ids.append(segment)
+            positions.append(torch.arange(prefix_len, prefix_len + len(segment)))
+            segments.append(torch.full((len(segment),), len(segments)))
+            target_pos.append(torch.arange(length - len(target), length))
+    ids, positions, segments = (torch.cat(blocks).long()[None].to(device)
+                                for blocks in (ids, positions, segments))   # [1, T]
+    at = torch.cat(target_pos).to(device)                   # [W], the places of target tokens
+    h = model.hidden_states(ids, group.images.to(device), at[None] - 1, positions, segments)
+    logits = model.llama_model.lm_head(h[0]).float()        # [W, V], each from the token before
+    log_probs = logits.log_softmax(-1).gather(1, ids[0, at][:, None])[:, 0]             # [W]
+    sums = [own.sum() for own in log_probs.split([len(places) for places in target_pos])]
+    return torch.stack(sums).view(len(group.prompts), len(candidates))
 
 
-def rows_of(samples: Sequence[Sample], groups: list[Group], answers: Iterable[str], style: str
-            ) -> Iterator[dict]:
-    """-> the lines for predictions.jsonl."""
-    asked = [(group, i, question) for group in groups
-             for i, question in zip(group.numbers, group.questions, strict=True)]
-    for (group, number, question), answer in zip(asked, answers, strict=True):
-        sample = samples[number]
-        yield {"row": number, "source": sample.source, "image": list(sample.images),
-               "task": sample.task, "type": sample.kind, "size": group.size, "question": question,
-               "pad": PROMPTS[style].pad, "answer": answer, "boxes": sample.boxes,
-               "references": list(sample.references or (sample.turns[0][1],))}
+def rank_groups(model: SkyEyeGPT, tokenizer: Tokenizer, groups: list[Group],
+                candidates: Sequence[str], device: str) -> list[str]:
+    """The most probable candidate for each question."""
+    answers = []
+    for group in groups:
+        scores = answer_log_likelihoods(model, tokenizer, group, candidates, device)
+        answers += [candidates[best] for best in scores.argmax(dim=1).tolist()]
+    return answers
 
 
-# ---- a run, which can be stopped and goes on -----------------------------------------------------
+# ---- a run, which can be stopped and continued ---------------------------------------------------
 
-def barrier() -> None:
-    """Until all processes are here."""
-    if dist.is_initialized():
-        dist.barrier()
+def run(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tokenizer: Tokenizer,
+        config: EvalConfig, rank: int = 0, world_size: int = 1) -> None:
+    """Answer what predictions.jsonl lacks; this process answers every `world_size`-th group.
 
+    record: of run_record. UserError: the folder holds answers to other questions.
+    """
+    # 1. Which rows have no answer yet
+    record = {"benchmark": job.benchmark, "split": job.split} | record
+    rows = choose_rows(samples, config)
+    answered = begin_run(job.folder, record | {"data": hash_samples(samples)}, config.fresh, rank)
+    pending = [i for i in rows if i not in answered]
 
-def run_record(args: argparse.Namespace) -> dict:
-    """What the answers depend on beside the data, and what else is worth knowing of them."""
-    return {"model": args.model} | provenance(
-        Path(args.model), (), commit=commit(), limit=args.limit or None, prompt=args.prompt,
-        tasks="" if len(args.tasks) == len(EVAL_PROMPTS) else " ".join(args.tasks),
-        bands=",".join(map(str, args.bands)), frames=args.frames,
-        decoding=("ranked" if args.rank else "greedy") + ", boxes well-formed" * args.well_formed,
-        dtype=args.dtype, bits=args.bits, device=args.device)
+    # 2. Batches: questions of one task with the same candidates, those about a picture together
+    candidates = answer_candidates(samples) if config.rank else {}
+    kinds = {i: (samples[i].task, candidates.get((samples[i].task, samples[i].kind)))
+             for i in pending}
+    shard = group_by_picture(samples, pending, config.batch_size, kinds)[rank::world_size]
+    batches = load_ahead(load_groups(make_batches(shard, config.batch_size, kinds), samples,
+                                     tokenizer, model.config, config))
+    grammar = None
+    if config.well_formed:
+        grammar = BoxGrammar(tokenizer.model.id_to_piece(list(range(len(tokenizer)))))
 
-
-def answer_job(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tokenizer: Tokenizer,
-        args: argparse.Namespace, rank: int, world: int) -> None:
-    """Answer what predictions.jsonl lacks, this process each `world`-th group; rank 0 gathers."""
-    numbers = [i for task in args.tasks
-               for i in [i for i, s in enumerate(samples) if s.task == task][:args.limit or None]]
-    record = {"benchmark": job.benchmark, "split": job.split} | record | {
-        "data": hash_texts(sample_texts(samples))}
-    done = begin_run(job.folder, record, args.fresh, rank, barrier)
-    texts = answer_candidates(samples) if args.rank else {}
-
-    def kind(i: int) -> tuple[str, tuple[str, ...] | None]:
-        return samples[i].task, texts.get((samples[i].task, samples[i].kind))
-
-    todo = group_by_picture(samples, [i for i in numbers if i not in done], args.batch_size, kind)
-    mine = todo[rank::world]
-    batches = load_ahead(make_loader(samples, tokenizer, model.config, args),
-                    make_batches(mine, args.batch_size, kind))
-    pieces = tokenizer.model.id_to_piece(list(range(len(tokenizer))))
-    grammar = BoxGrammar(pieces) if args.well_formed else None
-    name = "predictions.jsonl" if world == 1 else f"predictions.rank{rank}.jsonl"
+    # 3. Answers, written as they come
+    name = "predictions.jsonl" if world_size == 1 else f"predictions.rank{rank}.jsonl"
     with open(job.folder / name, "a", encoding="utf-8") as file, tqdm(
-            total=sum(map(len, mine)), unit="row", desc=job.name, disable=rank > 0 or None) as bar:
+            total=sum(map(len, shard)), unit="row", desc=job.name, disable=rank > 0 or None) as bar:
         for groups in batches:
-            task, names = kind(groups[0].numbers[0])
-            if names:
-                scores = (answer_log_likelihoods(model, tokenizer, group, names, args.device)
-                          for group in groups)
-                answers = [names[i] for own in scores for i in own.argmax(1).tolist()]
+            task, choices = kinds[groups[0].numbers[0]]
+            if choices:
+                answers = rank_groups(model, tokenizer, groups, choices, config.device)
             else:
-                answers = answer_groups(model, tokenizer, groups, EVAL_PROMPTS[task][1], args.device,
-                                        grammar)
-            for row in rows_of(samples, groups, answers, model.config.prompt):
+                answers = answer_groups(model, tokenizer, groups, EVAL_PROMPTS[task][1],
+                                        config.device, grammar)
+            for row in prediction_rows(samples, groups, answers, model.config.prompt):
                 print(json.dumps(row), file=file, flush=True)
                 bar.update()
-    barrier()
-    if rank == 0 and len(gather_predictions(job.folder)) != len(numbers):
-        raise UserError(f"{job.folder}: holds other rows than were asked for; --fresh starts anew")
+    wait_for_all()
+    if rank == 0 and len(gather_predictions(job.folder)) != len(rows):
+        raise UserError(f"{job.folder}: holds other rows than were asked for; --fresh deletes them")
+
+
+def prediction_rows(samples: Sequence[Sample], groups: list[Group], answers: Iterable[str],
+                    style: str) -> Iterator[dict]:
+    """-> the lines of predictions.jsonl."""
+    remaining = iter(answers)
+    for group in groups:
+        for number, question in zip(group.numbers, group.questions, strict=True):
+            sample = samples[number]
+            yield {"row": number, "source": sample.source, "image": list(sample.images),
+                   "task": sample.task, "type": sample.kind, "size": group.size,
+                   "question": question, "pad": PROMPTS[style].pad, "answer": next(remaining),
+                   "boxes": sample.boxes,
+                   "references": list(sample.references or (sample.turns[0][1],))}
+
+
+def run_record(config: EvalConfig) -> dict:
+    """What the answers depend on beside the data, and where they were computed."""
+    decoding = "ranked" if config.rank else "greedy"
+    if config.well_formed:
+        decoding += ", boxes well-formed"
+    all_tasks = len(config.tasks) == len(EVAL_PROMPTS)
+    return provenance(
+        Path(config.model), config.device, limit=config.limit or None, prompt=config.prompt,
+        tasks="" if all_tasks else " ".join(config.tasks), bands=",".join(map(str, config.bands)),
+        frames=config.frames, decoding=decoding, dtype=config.dtype, bits=config.bits)
 
 
 # ---- scores --------------------------------------------------------------------------------------
 
-def score(file: Path, args: argparse.Namespace, sheet: Path | None) -> tuple[list[dict], dict]:
-    """-> the results of each task, and what is known of how the answers came about."""
-    side = file.with_suffix(".settings.json")
-    record = read_jsonl(side)[0] if side.is_file() else {"model": file.stem}
-    benchmark = args.benchmark.replace("all", "") or record.get("benchmark", "")
-    split, known = record.get("split", args.split) or "test", BENCHMARKS.get(benchmark)
-    rows = load_predictions(file, EVAL_PROMPTS, known.task if known else "")
-    rows = [row | {"corner": True} for row in rows] if args.corner else rows
-    options = Options(convention=args.convention, count_ranges=args.count_ranges,
-                      types=known.types if known else ())
+def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
+    """predictions.jsonl -> the scores of each task, and how its answers were made."""
+    record = read_record(file)
+    benchmark = record.get("benchmark", "")
+    if config.benchmark not in ("", "all"):
+        benchmark = config.benchmark
+    split = record.get("split", config.split) or "test"
+    definition = BENCHMARKS.get(benchmark)
+    rows = load_predictions(file, definition.task if definition else "")
+    if config.corner:
+        rows = [row | {"corner": True} for row in rows]
+    options = ScoringOptions(convention=config.convention, count_ranges=config.count_ranges,
+                             types=definition.types if definition else ())
     results = []
     for task in EVAL_PROMPTS:
         own = [row for row in rows if row["task"] == task]
-        remark = (f"only the first {record['limit']:,} rows" if record.get("limit")
-                  else compare_counts(benchmark, split, count_rows(own)))
-        if own:
-            results.append({"benchmark": benchmark, "split": split, "task": task, "rows": len(own),
-                            "figures": task_figures(task, own, options),
-                            "details": task_details(task, own, options),
-                            "remarks": [remark] if remark else []})
-    if sheet:
-        draw_sheet(rows, [error_score(row, options) for row in rows], lambda row: load_images(
-            row["image"][:1], args.bands, frames=1, near=512)[0].image).save(sheet)
+        if not own:
+            continue
+        remark = compare_counts(benchmark, split, count_rows(own))
+        if record.get("limit"):
+            remark = f"only the first {record['limit']:,} rows"
+        results.append(TaskResult(
+            benchmark, split, task, rows=len(own), figures=task_figures(task, own, options),
+            details=task_details(task, own, options), remarks=[remark] if remark else []))
+    if config.sheet:
+        errors = [error_score(row, options) for row in rows]
+        draw_sheet(rows, errors, config.bands).save(config.sheet)
     return results, record
 
 
-def write_report(folder: Path, results: Sequence[dict], record: dict) -> str:
-    """metrics.json and table.md -> the table."""
-    parts = [ReportPart(**result | {"details": details_markdown(result["details"])}) for result in results]
-    text = format_report(Path(record["model"]).resolve().name, parts, provenance_line(record))
-    told = [result | {"figures": {name: asdict(figure) for name, figure in
-                                  result["figures"].items()}} for result in results]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(
-        json.dumps({"provenance": record, "results": told}, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(text, encoding="utf-8")
-    return text
+# ---- the command ---------------------------------------------------------------------------------
 
-
-def make_args(argv: list[str] | None, description: str, benchmarks: tuple[str, ...],
-          tasks: tuple[str, ...], world: str, device: str) -> argparse.Namespace:
-    """world: the data without a flag; device: the machine's."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def flag(name: str, text: str, **more) -> None:
-        more = {"action": "store_true"} if not more else more
-        shown = " (default %(default)s)" if more.get("default") else ""
-        parser.add_argument(*dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
-                            help=text + shown, **more)
-
-    flag("model", "folder", default="weights/nano")
-    flag("benchmark", f"{', '.join(benchmarks)}; or all, each in its folder of --data",
-         choices=(*benchmarks, "all"), default="", metavar="NAME")
-    flag("data", "folders, or LLaVA files", nargs="+", default=[world])
-    flag("split", "empty: test, or those of a benchmark that the papers report", default="")
-    flag("format", "layout of the data; empty: seen", default="")
-    flag("tasks", "to be asked", nargs="+", choices=tasks, default=list(tasks))
-    flag("limit", "rows of each task; 0: all", type=int, default=0)
-    flag("prompt", "instead of the task's own, with {} for the question", default="")
-    flag("rank", "of classes, of yes and no: take the most probable, instead of the model's words")
-    flag("well_formed", "of a box let the model write only what goes on with one")
-    flag("bands", "shown of more: 4,3,2", type=parse_bands, default=())
-    flag("frames", "of a clip; 1: the paper's single frame", type=int, default=8)
-    flag("batch_size", "questions at a time; of a picture with more it is computed again", type=int,
-         default=64)
-    flag("output_dir", "for results; empty: out/eval, and in it a folder a benchmark", type=Path,
-         default=None)
-    flag("fresh", "throw away what the folder for results holds of an earlier run")
-    flag("score", "a predictions.jsonl to be scored again, or another system's; asks nothing",
-         type=Path, default=None, metavar="FILE")
-    flag("convention", "of IoU; upstream: a pixel more a side, and over 0.5 instead of at least",
-         choices=("standard", "upstream", "both"), default="both")
-    flag("count_ranges", "compare counts and areas in RSVQA's ranges")
-    flag("corner", "read a box number as upstream does, as the lower edge of its bin and not as "
-         "the middle")
-    flag("sheet", "picture of the worst rows, and of some drawn by lot", type=Path, default=None)
-    flag("device", "", default=device)
-    flag("bits", "of the language model's weights; 16: --dtype", type=int, choices=(16, 8, 4),
-         default=16)
-    flag("dtype", "of the weights", choices=("fp32", "bf16", "fp16"), default="fp32")
-    return parser.parse_args(argv)
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return make_args(argv, __doc__, tuple(BENCHMARKS), tuple(EVAL_PROMPTS), WORLD, device)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.score:
-        result = score(args.score, args, args.sheet)
-        print(write_report(args.output_dir or args.score.parent, *result))
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse_args(argv)
+    if config.score:                            # needs no model
+        results, record = score(config.score, config)
+        print(write_report(config.output_dir or config.score.parent, results, record))
         return
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:
-        dist.init_process_group("gloo", timeout=timedelta(days=7))      # the slowest is waited for
-    if args.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+    # 1. Processes and device
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world_size > 1:                          # the first to finish wait for the slowest
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    config = replace(config, device=pick_device(config.device))
+
+    # 2. What to evaluate
     if rank == 0:
-        ensure_world(args.data)
-    barrier()
-    jobs, absent = plan_jobs(args.benchmark, args.split, args.data, args.output_dir, BENCHMARKS)
-    if absent and rank == 0:
-        print(f"not in {args.data[0]}: {', '.join(absent)}", file=sys.stderr)
-    model = pack_for_cpu(SkyEyeGPT.from_pretrained(args.model, args.device, DTYPES[args.dtype],
-                                             args.bits), rows=args.batch_size)
-    tokenizer = Tokenizer(Path(args.model) / "tokenizer.model", model.config.llama.vocab_size)
-    record, results, failed = run_record(args), [], []
+        ensure_world(config.data)
+    wait_for_all()
+    jobs, missing = plan_jobs(config.benchmark, config.split, config.data, config.output_dir)
+    if missing and rank == 0:
+        print(f"not in {config.data[0]}: {', '.join(missing)}", file=sys.stderr)
+
+    # 3. Model
+    model = SkyEyeGPT.from_pretrained(config.model, config.device, DTYPES[config.dtype],
+                                      config.bits)
+    model = pack_if_possible(model, rows=config.batch_size)
+    tokenizer = Tokenizer(Path(config.model) / "tokenizer.model", model.config.llama.vocab_size)
+    record = run_record(config)
+
+    # 4. Of each benchmark the questions, the answers, the scores
+    all_results, errors = [], []
     for job in jobs:
         try:
-            samples = read_samples(job, args.format)
-        except DataError as error:              # of several benchmarks the others are asked
-            failed.append(f"{job.name}: {error}" if len(jobs) > 1 else str(error))
+            samples = read_questions(job, config.format)
+        except DataError as error:              # the other benchmarks are still evaluated
+            errors.append(f"{job.name}: {error}" if len(jobs) > 1 else str(error))
             continue
-        answer_job(job, samples, record, model, tokenizer, args, rank, world)
+        run(job, samples, record, model, tokenizer, config, rank, world_size)
         if rank == 0:
-            sheet = args.sheet
-            if sheet and len(jobs) > 1:
-                sheet = sheet.with_stem(f"{sheet.stem}-{job.folder.name}")
-            own = score(job.folder / "predictions.jsonl", args, sheet)
-            print(write_report(job.folder, *own))
-            results += own[0]
-    if rank == 0 and len(jobs) > 1 and results:     # all of them in one file too
-        write_report(jobs[0].folder.parent, results, record | {"data": ""})
-    barrier()
-    if world > 1:
-        dist.destroy_process_group()
-    if failed:
-        raise DataError("; ".join(failed))
+            results, job_record = score(job.folder / "predictions.jsonl",
+                                        replace(config, sheet=sheet_of(job, jobs, config)))
+            print(write_report(job.folder, results, job_record))
+            all_results += results
+
+    # 5. All of them in one file too
+    if rank == 0 and len(jobs) > 1 and all_results:
+        write_report(jobs[0].folder.parent, all_results, record | {"data": ""})
+    finish_processes()
+    if errors:
+        raise DataError("; ".join(errors))
+
+
+def pick_device(name: str) -> str:
+    """-> "cpu", "cuda:0", ..; with torchrun each process has a GPU of its own."""
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return str(find_device(name))
+
+
+def sheet_of(job: Job, jobs: list[Job], config: EvalConfig) -> Path | None:
+    """--sheet, with the job's name in it where there are several."""
+    if config.sheet and len(jobs) > 1:
+        return config.sheet.with_stem(f"{config.sheet.stem}-{job.folder.name}")
+    return config.sheet
 
 
 if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("eval.py: stopped; the same command goes on", file=sys.stderr)
+        print("eval.py: stopped; the same command continues", file=sys.stderr)
         sys.exit(130)
-    except (DataError, ModelError, UserError, MemoryError, RuntimeError) as error:
-        full = is_out_of_memory(error)
-        if isinstance(error, RuntimeError) and not full:
+    except UserError as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        print(f"eval.py: {'out of memory; --batch_size 8 needs less' if full else error}",
-              file=sys.stderr)
+        print("eval.py: out of memory; --batch_size 8 needs less", file=sys.stderr)
         sys.exit(2)

@@ -105,7 +105,7 @@ EXAMPLES = {"harbor": ("harbor", "ship", 6), "airport": ("airport", "airplane", 
             "river": ("river", "ship", 2), "desert": ("desert", "car", 1)}
 
 
-# ------------------------------------------------------------------------ shapes of the things
+# ---- shapes of the things ------------------------------------------------------------------------
 
 class Shape(NamedTuple):
     """A filled polygon, or a disc around its single point."""
@@ -224,7 +224,7 @@ PARTS: dict[str, Callable[[random.Random, RGB], list[Shape]]] = {
     "tennis court": tennis_court, "baseball field": baseball_field, "car": car, "house": house}
 
 
-# ------------------------------------------------------------------------------- the sketch
+# ---- the sketch ----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Thing:
@@ -247,7 +247,7 @@ class Thing:
 
 
 def bounds(shapes: Sequence[Shape]) -> tuple[float, float, float, float]:
-    """The tight upright box around shapes: that of their corners and discs."""
+    """The smallest upright box around the corners and discs of the shapes."""
     xs = [p.real + r * s.radius for s in shapes for p in s.points for r in (-1, 1)]
     ys = [p.imag + r * s.radius for s in shapes for p in s.points for r in (-1, 1)]
     return min(xs), min(ys), max(xs), max(ys)
@@ -363,7 +363,7 @@ WAKE = (Shape((-.48 + .1j, -.48 - .1j, -1.1 - .2j, -.85 + 0j, -1.1 + .2j), (112,
         Shape((-.48 + .05j, -.48 - .05j, -.9 + 0j), (176, 200, 208)))
 
 
-# ------------------------------------------------------------------------------- the scenes
+# ---- the scenes ----------------------------------------------------------------------------------
 
 def ripples(s: Sketch, y1: float, y2: float, color: RGB = WATER) -> None:
     """Short light and dark strokes on water or sand."""
@@ -656,7 +656,7 @@ BUILDERS: dict[str, Callable[[Sketch], None]] = {
 
 
 def sketch(rng: random.Random, kind: str, clip: bool = False) -> Sketch:
-    """A laid-out scene with the things its class needs; in a clip something moves."""
+    """A scene with the things that its class needs; in a clip at least one of them moves."""
     while True:
         result = Sketch(rng, kind, clip)
         BUILDERS[kind](result)
@@ -665,7 +665,7 @@ def sketch(rng: random.Random, kind: str, clip: bool = False) -> Sketch:
             return result
 
 
-# ---------------------------------------------------------------------------------- drawing
+# ---- drawing -------------------------------------------------------------------------------------
 
 def draw(image: Image.Image, shapes: Sequence[Shape], scale: int, shift: complex,
          ink: Any = None) -> None:
@@ -688,7 +688,7 @@ def noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
 
 
 def texture(seed: int, kind: str, size: int, shift: tuple[int, int]) -> np.ndarray:
-    """Brightness factors [size, size, 3] of the ground; a clip looks at it through a window."""
+    """Brightness factors of the ground, float[size, size, 3]; a clip's frame is a window of it."""
     patch, grain = TEXTURE.get(kind, (.05, .025))
     rng, side = np.random.default_rng(seed), size + size // 8
     light = patch * (.5 * noise(rng, 5, side) + .4 * noise(rng, 18, side)
@@ -725,7 +725,7 @@ def render(scene: Sketch, seed: int, size: int, frame: int = 0) -> Image.Image:
     return picture
 
 
-# ------------------------------------------------------------------------------------- text
+# ---- text ----------------------------------------------------------------------------------------
 
 def noun(name: str, color: str | None = None, many: bool = False) -> str:
     """"white ship", "tennis courts", "house with a red roof": the words for a thing."""
@@ -875,7 +875,7 @@ def detections(scene: Sketch, rng: random.Random) -> list[tuple[str, list[Thing]
 
 
 def as_text(thing: Thing, size: int) -> str:
-    """The box in the notation of the conversations, in whole hundredths of the side."""
+    """The box as text, as in the conversations: whole hundredths of the picture's side."""
     return "{" + "".join(f"<{100 * v // size}>" for v in thing.pixels(size)) + "}"
 
 
@@ -917,7 +917,7 @@ def describe(scene: Sketch, size: int, rng: random.Random) -> Row:
     return truth
 
 
-# ------------------------------------------------------------------------------ the data set
+# ---- the data set --------------------------------------------------------------------------------
 
 class Job(NamedTuple):
     split: str
@@ -967,7 +967,7 @@ def perform(job: Job, folder: Path, seed: int, size: int) -> dict[str, list[Row]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A JSON list with one row a line."""
+    """Write a JSON list with one row on each line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="ascii")
 
@@ -987,7 +987,7 @@ def write_split(folder: Path, split: str, jobs: Sequence[Job], seed: int, size: 
 
 
 def ensure_world(places: Sequence[str]) -> None:
-    """Render the commands' default data if it is asked for and not there yet."""
+    """Render the default data of train.py and eval.py if it is wanted and not there yet."""
     if WORLD in places and not Path(WORLD).exists():
         print(f"rendering a miniature world into {WORLD} (once, one or two minutes)",
               file=sys.stderr)
@@ -1034,7 +1034,7 @@ def example(name: str, size: int) -> tuple[Image.Image, Row]:
 
 
 def write_examples(folder: str | Path, size: int = 512) -> None:
-    """Write one large PNG picture a class, and its truth beside it."""
+    """Write one large PNG picture for each class, and its truth beside it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in EXAMPLES:
@@ -1046,11 +1046,18 @@ def write_examples(folder: str | Path, size: int = 512) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("root", nargs="?", help="new folder for the data set")
-    parser.add_argument("--examples", metavar="DIR", help="write example pictures instead")
-    for option, default in (("train", 8000), ("val", 300), ("test", 600), ("clips", 300),
-                            ("seed", 0), ("size", 256), ("workers", None)):
-        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("root", nargs="?", help="folder to create for the data set")
+    parser.add_argument("--examples", metavar="DIR", help="write the example pictures to DIR")
+    for option, default, text in (
+            ("train", 8000, "pictures in the training split"),
+            ("val", 300, "pictures in the validation split"),
+            ("test", 600, "pictures in the test split"),
+            ("clips", 300, "clips in the training split; the others get a tenth of it each"),
+            ("seed", 0, "seed of every random choice"),
+            ("size", 256, "side of a picture in pixels"),
+            ("workers", None, "processes that render; without it, one for each CPU core")):
+        shown = "" if default is None else " (default: %(default)s)"
+        parser.add_argument(f"--{option}", type=int, default=default, help=text + shown)
     options = vars(parser.parse_args(argv))
     root, examples = options.pop("root"), options.pop("examples")
     if (root is None) == (examples is None):

@@ -1,9 +1,9 @@
-"""Train the small model's tokenizer: 2,048 sentencepiece pieces, from its training data's words.
+"""Train the small model's tokenizer: 2,048 sentencepiece pieces, from its training data's texts.
 
     python examples/train_tokenizer.py weights/nano/tokenizer.model out/miniworld FOLDER ..
 
-LLaMA's settings (BPE, bytes as a last resort, digits apart), and one piece for each box number
-<0> .. <100>: the text of a box is the same as ever, but costs seven tokens and not twenty.
+The settings are LLaMA's (BPE, byte fallback, digits split), with one piece added for each box
+number <0> .. <100>: a box is the same text as before, but takes seven tokens instead of twenty.
 """
 import argparse
 import io
@@ -12,25 +12,26 @@ from pathlib import Path
 
 import sentencepiece
 
-from data import PROMPTS, TEMPLATES
-from support.readers import read_data
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data import PROMPTS, TEMPLATES  # noqa: E402
+from support.readers import read_data  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("data", nargs="+")
-    parser.add_argument("--vocab_size", type=int, default=2048)
+    parser.add_argument("out", type=Path, help="tokenizer.model to write")
+    parser.add_argument("data", nargs="+", help="data sets, of which the training splits are read")
+    parser.add_argument("--vocab_size", type=int, default=2048,
+                        help="pieces of the tokenizer (default: %(default)s)")
     args = parser.parse_args()
     style = PROMPTS["skyeye"]
     samples = [sample for place in args.data for sample in read_data(place)]
     texts = [text.replace("{}", "").strip() for pool in TEMPLATES.values() for text in pool] * 200
     texts += [text.replace("<bbox>", "{").lower() if "Classify" not in text else text
               for sample in samples for turn in sample.turns for text in turn if text]
-    texts += [style.first, *style.picture.split("|"), style.end] * 1000
+    texts += [style.user_prefix_first, style.image_start, style.image_end, style.user_suffix] * 1000
     write_tokenizer(texts, args.out, args.vocab_size)
 
 

@@ -5,6 +5,7 @@ Nothing here imports another file of the project.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import platform
 import re
@@ -13,7 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -32,8 +34,9 @@ class UserError(Exception):
 def option(default, text: str, **more):
     """A field of a config dataclass that becomes a flag with the help `text`.
 
-    more: `choices`, `nargs`, `metavar` and `type` as argparse takes them, `positional=True`, and
-    `default_text` where the help should show something else than the default.
+    more: `choices`, `nargs`, `metavar`, `type` and `action` as argparse takes them (`type=bool` for
+    a bool whose default is None), `positional=True`, `aliases=("-n",)` for more names of the flag,
+    and `default_text` where the help should show something else than the default.
     """
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
@@ -50,12 +53,14 @@ def make_parser(config: type, description: str) -> argparse.ArgumentParser:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         shown = more.pop("default_text", shown)
         text = more.pop("help") + (f" (default: {shown})" if shown not in ("", None) else "")
-        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
-        if isinstance(default, bool):
+        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}",
+                               *more.pop("aliases", ())])
+        if isinstance(default, bool) or more.get("type") is bool:
+            more.pop("type", None)
             more["action"] = argparse.BooleanOptionalAction
         else:
             more.setdefault("type", str if isinstance(default, tuple | None) else type(default))
-            if isinstance(default, tuple):
+            if isinstance(default, tuple) and "action" not in more:
                 more.setdefault("nargs", "+")
         if more.pop("positional", False):
             names = [field.name]
@@ -75,6 +80,35 @@ def parse_config(config: type, argv: Sequence[str] | None, description: str):
     return config(**given_flags(config, argv, description))
 
 
+def in_range(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """A `type` for argparse: a number of this kind, int or float, from low to high."""
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            limits = f"at least {low}" if high == math.inf else f"from {low} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text}: must be {limits}")
+        return value
+
+    number.__name__ = kind.__name__             # argparse names it: "invalid int value"
+    return number
+
+
+def differences(saved: dict, now: dict, ignored: Collection[str] = ()) -> list[str]:
+    """-> "lr 0.001 -> 0.002" for each setting that differs; one that is missing is (none)."""
+    lines = []
+    for key in now | saved:
+        old, new = (setting_text(settings.get(key, "(none)")) for settings in (saved, now))
+        if key not in ignored and old != new:
+            lines.append(f"{key} {old} -> {new}")
+    return lines
+
+
+def setting_text(value: object) -> str:
+    """Lists and tuples alike, as on the command line."""
+    text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text or "(empty)"
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 def read_json(file: Path):
@@ -83,6 +117,17 @@ def read_json(file: Path):
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
+
+
+def failed_download(head: bytes) -> str:
+    """From a file's first 200 bytes: what an unfinished download left instead of it, or ""."""
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer: run git lfs pull"
+    if head.lstrip().startswith(b"<"):
+        return "a web page: the download failed"
+    return ""
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -133,11 +178,12 @@ class GracefulStop:
 
 # ---- where a run takes place ---------------------------------------------------------------------
 
-def environment(device: str = "auto") -> dict:
-    """-> commit, versions of Python and PyTorch, name of the device."""
+def environment(device: str = "auto", packages: Sequence[str] = ()) -> dict:
+    """-> commit, versions of Python, PyTorch and the packages, name of the device."""
     import torch
     return {"commit": commit(), "python": platform.python_version(),
-            "torch": str(torch.__version__), "device": device_name(device)}
+            "torch": str(torch.__version__), **{name: version(name) for name in packages},
+            "device": device_name(device)}
 
 
 def commit() -> str:
@@ -148,6 +194,17 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
     except (OSError, subprocess.SubprocessError):       # no git, or a disk that does not answer
         return ""
+
+
+def find_device(name: str):
+    """-> the torch.device; "auto": a GPU where there is one. UserError: no such device."""
+    import torch
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
 
 
 def device_name(device: str) -> str:
@@ -163,8 +220,8 @@ def device_name(device: str) -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-MEMORY_ADVICE = ("what helps: a smaller --batch_size with more --grad_accum; --grad_checkpoint; fewer "
-                 "--questions_per_image; --dtype bf16; --bits 8")
+MEMORY_ADVICE = ("what helps: a smaller --batch_size with more --grad_accum; --grad_checkpoint; "
+                 "fewer --questions_per_image; --dtype bf16; --bits 8")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

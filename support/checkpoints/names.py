@@ -1,22 +1,51 @@
-"""support/checkpoints/names.py"""
+"""Names of published weights -> the names of llama.py, vit.py and projector.py.
+
+Each `extract_*` moves the tensors of one part out of what a file holds, renamed; whoever calls it
+checks that nothing is left over. The tables are regular expressions, applied in order.
+
+    language model
+        Hugging Face            model.layers.0.self_attn.q_proj.weight  llama.py's own names
+        LLaVA                   language_model.model.layers.0. ..       and 64 more rows
+        Meta                    layers.0.attention.wq.weight            interleaved rows of q, k
+    vision encoder
+        eva_vit_g.pth, timm     blocks.0.attn.qkv.weight                vit.py's own names
+        open_clip's EVA01-g-14  visual.trunk.blocks.0.attn.qkv.weight
+        BLIP-2                  vision_model.encoder.layers.0.self_attn.qkv.weight
+        CLIP, also in LLaVA     vision_model.encoder.layers.0.self_attn.q_proj.weight
+    adapter: LoRA and projector
+        SkyEyeGPT, MiniGPT-v2   llama_model.base_model.model.model.layers.0. .. .lora_A.weight
+                                llama_proj.weight
+        a peft folder           base_model.model.model.layers.0. .. .lora_A.weight
+        LLaVA                   the same, and model.mm_projector.0.weight in a file of its own;
+                                multi_modal_projector.linear_1.weight in Hugging Face's folder
+"""
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from support.checkpoints.files import LazyTensor
 
-# ---- language ------------------------------------------------------------------------------------
-# LLaMA-2, Vicuna and LLaVA's language model as they are published -> the names of llama.py.
-#
-#     Hugging Face    model.layers.0.self_attn.q_proj.weight      llama.py has these names
-#     LLaVA           language_model.model.layers.0. ..           and 64 rows more, for its own marks
-#     Meta            layers.0.attention.wq.weight                and rows of q and k interleaved
-
-LLAMA_PART = r"^(model\.)?(language_model|layers|embed_tokens|norm|lm_head|tok_embeddings|output|rope)\."
+Renames = Sequence[tuple[str, str]]             # (pattern, replacement), applied in order
 
 
-LLAMA_RENAMES = (                                                              # theirs, ours; in order
+def pop_matching(tensors: dict[str, LazyTensor], pattern: str) -> dict[str, LazyTensor]:
+    """Remove the tensors whose names match from `tensors` -> those."""
+    return {name: tensors.pop(name) for name in list(tensors) if re.search(pattern, name)}
+
+
+def rename(name: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+# ---- language model ------------------------------------------------------------------------------
+
+LLAMA_PART = (r"^(model\.)?"
+              r"(language_model|layers|embed_tokens|norm|lm_head|tok_embeddings|output|rope)\.")
+LLAMA_RENAMES = (
     (r"^language_model\.", ""), (r"^model\.language_model\.", "model."),
     (r"^tok_embeddings\.", "model.embed_tokens."), (r"^output\.", "lm_head."),
     (r"^(norm|layers)\.", r"model.\1."), (r"\.attention\.w([qkvo])\.", r".self_attn.\1_proj."),
@@ -24,27 +53,22 @@ LLAMA_RENAMES = (                                                              #
     (r"\.feed_forward\.w3\.", ".mlp.up_proj."), (r"\.attention_norm\.", ".input_layernorm."),
     (r"\.ffn_norm\.", ".post_attention_layernorm."),
 )
-
-
-LLAMA_UNUSED = r"rotary_emb\.inv_freq$|^rope\.freqs$"                         # RoPE's rates, as buffers
-
-
-LLAMA_VOCAB = 32000                                                          # of LLaMA-2's tokenizer
+LLAMA_UNUSED = r"rotary_emb\.inv_freq$|^rope\.freqs$"       # RoPE's frequencies, stored as buffers
+LLAMA_VOCAB = 32000                             # of LLaMA-2's tokenizer
 
 
 def extract_llama(tensors: dict[str, LazyTensor], heads: int) -> dict[str, LazyTensor]:
-    """Take the language model's tensors out of `tensors` -> the same under llama.py's names."""
+    """Move the language model out of `tensors` -> its tensors under llama.py's names."""
     found = {}
-    for name in [name for name in tensors if re.search(LLAMA_PART, name)]:
-        ours, stored = name, tensors.pop(name)
-        for theirs, called in LLAMA_RENAMES:
-            ours = re.sub(theirs, called, ours)
+    for name, tensor in pop_matching(tensors, LLAMA_PART).items():
+        ours = rename(name, LLAMA_RENAMES)
+        if re.search(LLAMA_UNUSED, ours):
+            continue
         if re.search(r"attention\.w[qk]\.", name):
-            stored = stored.then(stored.shape, lambda x: to_half_split(x, heads))
-        elif "language_model" in name and stored.shape[0] > LLAMA_VOCAB:
-            stored = stored.then((LLAMA_VOCAB, *stored.shape[1:]), lambda x: x[:LLAMA_VOCAB])
-        if not re.search(LLAMA_UNUSED, ours):
-            found[ours] = stored
+            tensor = tensor.map(tensor.shape, lambda x: to_half_split(x, heads))
+        elif "language_model" in name and tensor.shape[0] > LLAMA_VOCAB:    # LLaVA's special tokens
+            tensor = tensor.map((LLAMA_VOCAB, *tensor.shape[1:]), lambda x: x[:LLAMA_VOCAB])
+        found[ours] = tensor
     return found
 
 
@@ -53,104 +77,81 @@ def to_half_split(rows: Tensor, heads: int) -> Tensor:
     return rows.view(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
 
 
-# ---- vision --------------------------------------------------------------------------------------
-# Vision encoders as they are published -> the names of vit.py, which are eva_vit_g.pth's.
-#
-#     eva_vit_g.pth, timm             blocks.0.attn.qkv.weight
-#     open_clip's EVA01-g-14          visual.trunk.blocks.0.attn.qkv.weight
-#     BLIP-2                          vision_model.encoder.layers.0.self_attn.qkv.weight
-#     CLIP, and in LLaVA              vision_model.encoder.layers.0.self_attn.q_proj.weight
-#
-# The bias of k, which CLIP has, is left out: it adds the same to every score of a row, and softmax
-# takes it away again. So is BLIP-2's post_layernorm: trained with BLIP-2, no part of SkyEyeGPT.
+# ---- vision encoder ------------------------------------------------------------------------------
 
-VIT_PART = r"^(visual\.trunk|visual_encoder|blocks|patch_embed|norm|head)\.|^(cls_token|pos_embed)$|" \
-       r"vision_model\."
-
-
-VIT_RENAMES = (                                                              # theirs, ours; in order
+VIT_PART = (r"^(visual\.trunk|visual_encoder|blocks|patch_embed|norm|head)\.|"
+            r"^(cls_token|pos_embed)$|vision_model\.")
+VIT_RENAMES = (
     (r"^(visual\.trunk|visual_encoder|(model\.)?(vision_tower\.)*vision_model)\.", ""),
     (r"^(embeddings|encoder)\.", ""), (r"^class_embedding$", "cls_token"),
     (r"^position_embedding(\.weight)?$", "pos_embed"), (r"^patch_embedding\.", "patch_embed.proj."),
     (r"^pre_layrnorm\.", "norm_pre."), (r"^layers\.", "blocks."), (r"\.layer_norm", ".norm"),
     (r"\.self_attn\.", ".attn."), (r"\.attn\.(projection|out_proj)\.", ".attn.proj."),
 )
-
-
+# The bias of k, which CLIP has, adds the same to every score of a row: softmax takes it away again.
+# BLIP-2's post_layernorm was trained with BLIP-2 and is no part of SkyEyeGPT.
 VIT_UNUSED = r"^(norm|head|post_layernorm)\.|position_ids$|\.k_proj\.bias$"
 
 
 def extract_vit(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Take the vision encoder's tensors out of `tensors` -> the same under vit.py's names."""
+    """Move the vision encoder out of `tensors` -> its tensors under vit.py's names."""
     found = {}
-    for name in [name for name in tensors if re.search(VIT_PART, name)]:
-        ours, stored = name, tensors.pop(name)
-        for theirs, called in VIT_RENAMES:
-            ours = re.sub(theirs, called, ours)
+    for name, tensor in pop_matching(tensors, VIT_PART).items():
+        ours = rename(name, VIT_RENAMES)
         if not re.search(VIT_UNUSED, ours):
-            found[ours] = stored
-    for name in [name for name in found if name.endswith(("qkv.bias", "q_proj.weight"))]:
-        (split_bias if "bias" in name else join_qkv)(found, name[:name.index("attn.") + 5])
-    for name in {"cls_token", "pos_embed"} & set(found):                # some have fewer axes
-        shape = (1, *((1,) + found[name].shape)[-2:])
-        found[name] = found[name].then(shape, lambda x, shape=shape: x.reshape(shape))
+            found[ours] = tensor
+    for name in list(found):
+        if name.endswith("attn.qkv.bias"):
+            split_bias(found, name.removesuffix("qkv.bias"))
+        elif name.endswith("attn.q_proj.weight"):
+            join_qkv(found, name.removesuffix("q_proj.weight"))
+    for name in ("cls_token", "pos_embed"):     # [1, n, D] in vit.py; CLIP leaves out leading axes
+        if name in found:
+            shape = (1, *((1,) + found[name].shape)[-2:])
+            found[name] = found[name].map(shape, lambda x, shape=shape: x.reshape(shape))
     return found
 
 
-def split_bias(found: dict[str, LazyTensor], block: str) -> None:
-    """BLIP-2's qkv.bias -> q_bias and v_bias."""
-    bias = found.pop(block + "qkv.bias")
+def split_bias(tensors: dict[str, LazyTensor], attention: str) -> None:
+    """BLIP-2's qkv.bias -> q_bias and v_bias, in place. attention: "blocks.0.attn."."""
+    bias = tensors.pop(attention + "qkv.bias")
     width = bias.shape[0] // 3
-    found[block + "q_bias"] = bias.then([width], lambda x: x[:width])
-    found[block + "v_bias"] = bias.then([width], lambda x: x[2 * width:])
+    tensors[attention + "q_bias"] = bias.map([width], lambda x: x[:width])
+    tensors[attention + "v_bias"] = bias.map([width], lambda x: x[2 * width:])
 
 
-def join_qkv(found: dict[str, LazyTensor], block: str) -> None:
-    """CLIP's q_proj, k_proj, v_proj -> one qkv."""
-    q, k, v = (found.pop(f"{block}{x}_proj.weight") for x in "qkv")
-    found[block + "qkv.weight"] = LazyTensor((3 * q.shape[0], q.shape[1]), lambda: torch.cat(
-        [q.read(), k.read(), v.read()]))
+def join_qkv(tensors: dict[str, LazyTensor], attention: str) -> None:
+    """CLIP's q_proj, k_proj, v_proj -> one qkv, in place. attention: "blocks.0.attn."."""
+    q, k, v = (tensors.pop(f"{attention}{x}_proj.weight") for x in "qkv")
+    tensors[attention + "qkv.weight"] = LazyTensor(
+        (3 * q.shape[0], q.shape[1]), lambda: torch.cat([q.read(), k.read(), v.read()]))
     for x in "qv":
-        found[f"{block}{x}_bias"] = found.pop(f"{block}{x}_proj.bias")
+        tensors[f"{attention}{x}_bias"] = tensors.pop(f"{attention}{x}_proj.bias")
 
 
 # ---- adapter -------------------------------------------------------------------------------------
-# What training adds, as it is published: LoRA and projector -> SkyEyeGPT's names.
-#
-#     SkyEyeGPT.pth, MiniGPT-v2   llama_model.base_model.model.model.layers.0. .. .lora_A.weight
-#                                 llama_proj.weight
-#     a peft folder               base_model.model.model.layers.0. .. .lora_A.weight
-#     LLaVA's                     the same, and model.mm_projector.0.weight in a file of its own;
-#                                 multi_modal_projector.linear_1.weight in Hugging Face's folder
-#
-# peft from 0.3 on writes lora_A.default.weight, which a lenient loader leaves out without a word.
 
-ADAPTER_RENAMES = (                                                              # theirs, ours; in order
-    (r"^(llama_model\.)?base_model\.model\.", ""), (r"\.(lora_[AB])\.default\.", r".\1."),
+ADAPTER_PART = r"\.lora_[AB]\.|^llama_proj\.|mm_projector\.|multi_modal_projector\."
+ADAPTER_UNUSED = r"rotary_emb\.inv_freq$"
+ADAPTER_RENAMES = (
+    (r"^(llama_model\.)?base_model\.model\.", ""),
+    (r"\.(lora_[AB])\.default\.", r".\1."),     # peft from 0.3 on; lenient loaders leave these out
     (r"^(model\.)?mm_projector\.0\.", "llama_proj.linear_1."),
     (r"^(model\.)?mm_projector\.2\.", "llama_proj.linear_2."),
     (r"^(model\.)?multi_modal_projector\.", "llama_proj."), (r"^model\.", "llama_model.model."),
 )
 
 
-ADAPTER_PART = r"\.lora_[AB]\.|^llama_proj\.|mm_projector\.|multi_modal_projector\."
-
-
-ADAPTER_UNUSED = r"rotary_emb\.inv_freq$"
+def extract_adapter(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Move LoRA and projector out of `tensors` -> the same under SkyEyeGPT's names."""
+    found = {}
+    for name, tensor in pop_matching(tensors, f"{ADAPTER_PART}|{ADAPTER_UNUSED}").items():
+        ours = rename(name, ADAPTER_RENAMES)
+        if not re.search(ADAPTER_UNUSED, ours):
+            found[ours] = tensor
+    return found
 
 
 def is_adapter_name(name: str) -> bool:
-    """Whether a tensor of SkyEyeGPT is LoRA or projector."""
+    """Whether a tensor of SkyEyeGPT belongs to its LoRA or projector."""
     return ".lora_" in name or name.startswith("llama_proj.")
-
-
-def extract_adapter(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Take LoRA and projector out of `tensors` -> the same under SkyEyeGPT's names."""
-    found = {}
-    for name in [name for name in tensors if re.search(f"{ADAPTER_PART}|{ADAPTER_UNUSED}", name)]:
-        ours, stored = name, tensors.pop(name)
-        for theirs, called in ADAPTER_RENAMES:
-            ours = re.sub(theirs, called, ours)
-        if not re.search(ADAPTER_UNUSED, ours):
-            found[ours] = stored
-    return found

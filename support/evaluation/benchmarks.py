@@ -1,26 +1,52 @@
-"""support/evaluation/benchmarks.py"""
-from collections.abc import Iterable, Mapping, Sequence
+"""The benchmarks: what each scores, which splits are evaluated, and how large they were published.
+"""
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from support.common import UserError
 
-# ---- jobs ----------------------------------------------------------------------------------------
-# What an evaluation is to do: which split of which benchmark, where it lies, where results go.
 
 @dataclass(frozen=True)
 class Benchmark:
     task: str                       # the one that is scored
     splits: tuple[str, ...]         # those that the papers report
-    folder: str                     # in ROOT, for --benchmark all; any case, - or _
-    types: tuple[str, ...] = ()     # of questions that the papers average; none: all
+    folder: str                     # its folder below ROOT, for --benchmark all
+    types: tuple[str, ...] = ()     # question types that the papers average; empty: all
+
+
+BENCHMARKS = {
+    "ucm":       Benchmark("caption", ("test",), "UCM_captions"),
+    "sydney":    Benchmark("caption", ("test",), "Sydney_captions"),
+    "rsicd":     Benchmark("caption", ("test",), "RSICD"),
+    "nwpu":      Benchmark("caption", ("test",), "NWPU-Captions"),
+    "rsitmd":    Benchmark("caption", ("test",), "RSITMD"),
+    "capera":    Benchmark("video", ("test",), "CapERA"),
+    "rsvqa-lr":  Benchmark("vqa", ("test",), "RSVQA_LR", ("presence", "comp", "rural_urban")),
+    "rsvqa-hr":  Benchmark("vqa", ("test", "test2"), "RSVQA_HR", ("presence", "comp")),
+    "rsivqa":    Benchmark("vqa", ("test",), "RSIVQA"),
+    "floodnet":  Benchmark("vqa", ("test",), "FloodNet"),
+    "rsvg":      Benchmark("refer", ("val", "test"), "RSVG"),
+    "dior-rsvg": Benchmark("refer", ("test",), "DIOR_RSVG"),
+    "rspg":      Benchmark("detection", ("test",), "SkyEye-968k"),
+    "aid":       Benchmark("scene", ("test",), "AID"),
+    "resisc45":  Benchmark("scene", ("test",), "NWPU-RESISC45"),
+    "rsscn7":    Benchmark("scene", ("test",), "RSSCN7"),
+    "ucm-scene": Benchmark("scene", ("test",), "UCMerced_LandUse"),
+}
+
+
+# ---- jobs ----------------------------------------------------------------------------------------
+
+DEFAULT_OUTPUT = Path("out/eval")
 
 
 @dataclass(frozen=True)
 class Job:
+    """One split of one benchmark to evaluate."""
     benchmark: str                  # "": none, every task of the data is scored
     split: str
-    places: tuple[str, ...]
+    places: tuple[str, ...]         # folders or files of data
     folder: Path                    # for results
 
     @property
@@ -28,31 +54,48 @@ class Job:
         return f"{self.benchmark or ' '.join(self.places)} {self.split}"
 
 
-def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None,
-         benchmarks: Mapping[str, Benchmark]) -> tuple[list[Job], list[str]]:
-    """name: of a benchmark, "all" or ""; split: "" for what the papers report; out: for results.
-    -> what to do, and of "all" the benchmarks that are not there."""
+def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None
+              ) -> tuple[list[Job], list[str]]:
+    """-> the jobs, and for "all" the benchmarks whose folders are missing. UserError.
+
+    name: a benchmark, "all" or "". split: "" for those that the papers report. out: folder for
+    results, or None.
+    """
     for place in places:
         if not Path(place).exists():
             raise UserError(f"{place}: no such file or folder")
-    root, absent, found = out or Path("out/eval"), [], {name: tuple(places)}
     if not name:
-        return [Job("", split or "test", tuple(places), root)], []
+        return [Job("", split or "test", tuple(places), out or DEFAULT_OUTPUT)], []
+    found, missing = {name: tuple(places)}, []
     if name == "all":
-        folders = {one: benchmark_folder(Path(places[0]), one, benchmarks[one]) for one in benchmarks}
-        found = {one: (str(path),) for one, path in folders.items() if path}
-        absent = [f"{one} ({benchmarks[one].folder})" for one in benchmarks if one not in found]
+        found, missing = find_benchmarks(Path(places[0]))
+    pairs = [(benchmark, own_split) for benchmark in found
+             for own_split in ([split] if split else BENCHMARKS[benchmark].splits)]
+    jobs = []
+    for benchmark, own_split in pairs:
+        folder = (out or DEFAULT_OUTPUT) / f"{benchmark}-{own_split}"
+        if out and len(pairs) == 1:
+            folder = out
+        jobs.append(Job(benchmark, own_split, found[benchmark], folder))
+    return jobs, missing
+
+
+def find_benchmarks(root: Path) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """-> {benchmark: its folder below root}, and those that are missing. UserError: all are."""
+    found, missing = {}, []
+    for name, benchmark in BENCHMARKS.items():
+        folder = benchmark_folder(root, name, benchmark)
+        if folder:
+            found[name] = (str(folder),)
+        else:
+            missing.append(f"{name} ({benchmark.folder})")
     if not found:
-        raise UserError(f"{places[0]}: no folder in it is called as a benchmark's: "
-                       f"{', '.join(absent)}")
-    pairs = [(one, part) for one in found
-             for part in ([split] if split else benchmarks[one].splits)]
-    return [Job(one, part, found[one], root if out and len(pairs) == 1 else root / f"{one}-{part}")
-            for one, part in pairs], absent
+        raise UserError(f"{root}: no folder in it has a benchmark's name: {', '.join(missing)}")
+    return found, missing
 
 
 def benchmark_folder(root: Path, name: str, benchmark: Benchmark) -> Path | None:
-    """The one that is called as the benchmark, or as it was published."""
+    """The folder named as the benchmark or as it was published, in any case, with - or _."""
     wanted = {folder_key(name), folder_key(benchmark.folder)}
     folders = sorted(path for path in root.glob("*") if path.is_dir())
     return next((path for path in folders if folder_key(path.name) in wanted), None)
@@ -62,13 +105,11 @@ def folder_key(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-# ---- counts --------------------------------------------------------------------------------------
-# How much the benchmarks have, as published, and whether that is what was found.
-#
-# Sources: the papers and repositories of the data sets; UCM, Sydney, RSICD, RSITMD, CapERA and
-# DIOR-RSVG were counted in their files too. RSVQA-HR's questions for training, NWPU-Captions and
-# RSICD's test split are as others repeat them.
+# ---- published sizes -----------------------------------------------------------------------------
 
+# Sources: the papers and repositories of the data sets; UCM, Sydney, RSICD, RSITMD, CapERA and
+# DIOR-RSVG were counted in their files too. The numbers of RSVQA-HR's training questions, of
+# NWPU-Captions and of RSICD's test split are as later papers repeat them.
 PUBLISHED_COUNTS = {
     "ucm train": {"pictures": 1680, "captions": 8400},
     "ucm val": {"pictures": 210, "captions": 1050},
@@ -99,55 +140,35 @@ PUBLISHED_COUNTS = {
     "rsvqa-hr test2": {"pictures": 1056, "questions": 105647},
 }
 
-
-COUNT_UNITS = {"caption": "captions", "video": "captions", "vqa": "questions", "refer": "expressions"}
-
-
-def count_rows(rows: Iterable[dict]) -> dict[str, int]:
-    """Rows of one task, as predictions.jsonl has them -> what there is of each unit."""
-    found, seen = {}, set()
-    for row in rows:
-        seen.add(("clips" if row["task"] == "video" else "pictures", *row["image"]))
-        unit, references = COUNT_UNITS.get(row["task"], "rows"), len(row["references"])
-        found[unit] = found.get(unit, 0) + (references if unit == "captions" else 1)
-    return {unit: sum(s[0] == unit for s in seen) for unit in sorted({s[0] for s in seen})} | found
-
-
-def compare_counts(benchmark: str, split: str, found: dict[str, int]) -> str:
-    """"": as published, or nothing is. A line for the report: a difference is never an error."""
-    name = table_name(benchmark, split)
-    wrong = [f"{n:,} {unit} published, {found[unit]:,} found" for unit, n in
-             PUBLISHED_COUNTS.get(name, {}).items() if unit in found and found[unit] != n]
-    return f"{name}: {'; '.join(wrong)}" if wrong else ""
-
-
-# ---- papers --------------------------------------------------------------------------------------
-
+COUNT_UNITS = {"caption": "captions", "video": "captions", "vqa": "questions",
+               "refer": "expressions"}
 SPLIT_ALIASES = {"test_phili": "test2"}        # RSVQA-HR: Philadelphia, the papers' test set 2
 
 
-def table_name(benchmark: str, split: str) -> str:
+def count_rows(rows: Iterable[dict]) -> dict[str, int]:
+    """Rows of one task, as in predictions.jsonl -> the number of each unit in them."""
+    counts: dict[str, int] = {}
+    images: dict[str, set] = {"clips": set(), "pictures": set()}
+    for row in rows:
+        images["clips" if row["task"] == "video" else "pictures"].add(tuple(row["image"]))
+        unit = COUNT_UNITS.get(row["task"], "rows")
+        number = len(row["references"]) if unit == "captions" else 1
+        counts[unit] = counts.get(unit, 0) + number
+    return {unit: len(own) for unit, own in images.items() if own} | counts
+
+
+def compare_counts(benchmark: str, split: str, found: dict[str, int]) -> str:
+    """A line for the report on what differs from the published numbers; "" where nothing does.
+
+    A difference is not an error: people evaluate on parts.
+    """
+    key = published_key(benchmark, split)
+    differing = [f"{number:,} {unit} published, {found[unit]:,} found"
+                 for unit, number in PUBLISHED_COUNTS.get(key, {}).items()
+                 if unit in found and found[unit] != number]
+    return f"{key}: {'; '.join(differing)}" if differing else ""
+
+
+def published_key(benchmark: str, split: str) -> str:
+    """The key of a split in PUBLISHED_COUNTS and in papers.json."""
     return f"{benchmark} {SPLIT_ALIASES.get(split, split)}"
-
-
-# ---- eval ----------------------------------------------------------------------------------------
-
-BENCHMARKS = {      # name: task, the papers' splits, its folder in ROOT, the types they average
-    "ucm":       Benchmark("caption", ("test",), "UCM_captions"),
-    "sydney":    Benchmark("caption", ("test",), "Sydney_captions"),
-    "rsicd":     Benchmark("caption", ("test",), "RSICD"),
-    "nwpu":      Benchmark("caption", ("test",), "NWPU-Captions"),
-    "rsitmd":    Benchmark("caption", ("test",), "RSITMD"),
-    "capera":    Benchmark("video", ("test",), "CapERA"),
-    "rsvqa-lr":  Benchmark("vqa", ("test",), "RSVQA_LR", ("presence", "comp", "rural_urban")),
-    "rsvqa-hr":  Benchmark("vqa", ("test", "test2"), "RSVQA_HR", ("presence", "comp")),
-    "rsivqa":    Benchmark("vqa", ("test",), "RSIVQA"),
-    "floodnet":  Benchmark("vqa", ("test",), "FloodNet"),
-    "rsvg":      Benchmark("refer", ("val", "test"), "RSVG"),
-    "dior-rsvg": Benchmark("refer", ("test",), "DIOR_RSVG"),
-    "rspg":      Benchmark("detection", ("test",), "SkyEye-968k"),
-    "aid":       Benchmark("scene", ("test",), "AID"),
-    "resisc45":  Benchmark("scene", ("test",), "NWPU-RESISC45"),
-    "rsscn7":    Benchmark("scene", ("test",), "RSSCN7"),
-    "ucm-scene": Benchmark("scene", ("test",), "UCMerced_LandUse"),
-}

@@ -1,100 +1,163 @@
-"""support/evaluation/report.py"""
+"""The report of an evaluation: metrics.json, table.md below the papers' rows, a sheet of answers.
+
+papers.json beside this file holds the tables of the papers, a key a split ("rsvqa-hr test2").
+"""
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data import encode_box, parse_boxes
+from data import encode_box, load_images
 from support.common import Box
-from support.evaluation.benchmarks import table_name
-from support.images.draw import contact_sheet, draw_boxes
+from support.evaluation.benchmarks import published_key
+from support.evaluation.runs import provenance_line
+from support.images.draw import MARGIN, contact_sheet, draw_boxes
+from support.metrics.boxes import predicted_boxes
 from support.metrics.figures import Figure
 
-# ---- classes -------------------------------------------------------------------------------------
 
-NOTHING = "(nothing)"                   # an empty answer
-
-
-def details_markdown(found: dict) -> str:
-    """Of what `details` gives; "" of {}."""
-    lines = []
-    if parts := found.get("classes") or found.get("sizes"):
-        lines += [f"| {'truth' if 'classes' in found else 'object'} | n | right (x 100) |",
-                  "|---|---|---|"]
-        lines += [f"| {markdown_cell(name) or NOTHING} | {part['n']} | {markdown_cell(Figure(**part))} |"
-                  for name, part in parts.items()]
-    if found.get("confusions"):
-        lines += ["", "| truth | answered instead | rows |", "|---|---|---|"]
-        lines += [f"| {' | '.join(markdown_cell(part) or NOTHING for part in row.values())} |"
-                  for row in found["confusions"]]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class TaskResult:
+    """The scores of one task of one benchmark; asdict of it is an entry of metrics.json."""
+    benchmark: str                          # "": none
+    split: str
+    task: str
+    rows: int
+    figures: dict[str, Figure]              # of metrics.figures.task_figures
+    details: dict = field(default_factory=dict)         # of metrics.figures.task_details
+    remarks: list[str] = field(default_factory=list)
 
 
-# ---- papers --------------------------------------------------------------------------------------
-# The tables of the papers, as papers.json beside this file holds them.
+def write_report(folder: Path, results: Sequence[TaskResult], record: dict) -> str:
+    """Write metrics.json and table.md -> the table. record: where the answers came from."""
+    model = Path(record["model"]).resolve().name
+    text = format_report(model, results, provenance_line(record))
+    metrics = {"provenance": record, "results": [asdict(result) for result in results]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    return text
+
+
+# ---- table.md ------------------------------------------------------------------------------------
+
+LEGEND = "Fractions are times 100, in parentheses their 95 % intervals."
+EMPTY = "(nothing)"                         # an empty answer
+
+
+def format_report(model: str, results: Sequence[TaskResult], source: str) -> str:
+    """model: the name of its folder. source: where the answers came from, in a line."""
+    sections = [format_section(model, result) for result in results]
+    return "\n\n".join([*sections, LEGEND, source]) + "\n"
+
+
+def format_section(model: str, result: TaskResult) -> str:
+    """Our row below the papers' rows in the papers' columns, then all other figures."""
+    paper = published_table(result.benchmark, result.split)
+    if paper and result.task not in paper.tasks:
+        paper = None
+    title = " ".join(filter(None, (result.benchmark, result.split, result.task)))
+    blocks = [f"## {title}, {result.rows:,} rows"]
+    if paper:
+        blocks.append(markdown_table(rows_with_ours(model, result.figures, paper)))
+    others = [[name, figure, figure.n] for name, figure in result.figures.items()
+              if paper is None or name not in paper.figures]
+    if others:
+        blocks.append(markdown_table([["", f"**{model}**", "rows"], *others]))
+    blocks += [format_notes(result, paper), format_details(result.details)]
+    return "\n\n".join(filter(None, blocks))
+
+
+def format_notes(result: TaskResult, paper: "PaperTable | None") -> str:
+    """A list of what a reader must know of our figures and of the papers'; "" where nothing."""
+    lines = [*filter(None, result.remarks)]
+    lines += [f"{name}: {figure.note}" for name, figure in result.figures.items() if figure.note]
+    if paper:
+        lines += [f"the papers' rows: {paper.source}", *paper.notes]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def format_details(details: dict) -> str:
+    """The tables of metrics.figures.task_details; "" of {}."""
+    tables = []
+    for key, head in (("classes", "truth"), ("sizes", "object")):
+        if details.get(key):
+            rows = [[name.strip() or EMPTY, str(figure["n"]), Figure(**figure)]
+                    for name, figure in details[key].items()]
+            tables.append(markdown_table([[head, "n", "right (x 100)"], *rows]))
+    if details.get("confusions"):
+        rows = [[entry["truth"].strip() or EMPTY, entry["answer"].strip() or EMPTY, entry["count"]]
+                for entry in details["confusions"]]
+        tables.append(markdown_table([["truth", "answered instead", "rows"], *rows]))
+    return "\n\n".join(tables)
+
+
+# ---- the papers' tables --------------------------------------------------------------------------
 
 MEAN_OF = "mean of "
 
 
-class PaperTable(NamedTuple):
+@dataclass(frozen=True)
+class PaperTable:
     tasks: list[str]                        # of ours that it scores
-    source: str                             # paper, number of the table, how it was read
+    source: str                             # paper, number of the table, how it was copied
     columns: list[str]                      # the paper's names
     figures: list[str]                      # ours, in the same order: see find_figure
-    rows: dict[str, list[float | None]]     # model: what is printed; None for a dash
+    rows: dict[str, list[float | None]]     # model: its printed figures; None for a dash
     notes: list[str]
 
 
 def published_table(benchmark: str, split: str = "test") -> PaperTable | None:
-    """ucm, sydney, rsicd, capera, rsvg (val too), dior-rsvg, rsvqa-lr, rsvqa-hr (test2 too)."""
+    """Of ucm, sydney, rsicd, capera, rsvg (val too), dior-rsvg, rsvqa-lr, rsvqa-hr (test2 too)."""
     tables = json.loads(Path(__file__).with_name("papers.json").read_text(encoding="utf-8"))
-    found = tables.get(table_name(benchmark, split))
-    return PaperTable(**found) if found else None
+    table = tables.get(published_key(benchmark, split))
+    return PaperTable(**table) if table else None
 
 
-def rows_with_ours(model: str, figures: dict, paper: PaperTable) -> list[list]:
-    """The rows of a table: its head, the paper's, those of dashes alone left out, and ours."""
-    printed = [[name, *(None if v is None else f"{v:.2f}" for v in values)]
+def rows_with_ours(model: str, figures: dict[str, Figure], paper: PaperTable) -> list[list]:
+    """The rows of a table: its head, the papers' without those that have no figure, and ours."""
+    printed = [[name, *(None if value is None else f"{value:.2f}" for value in values)]
                for name, values in paper.rows.items() if any(v is not None for v in values)]
-    return [["model", *paper.columns], *printed,
-            [f"**{model}**", *(find_figure(figures, name) for name in paper.figures)]]
+    ours = [find_figure(figures, name) for name in paper.figures]
+    return [["model", *paper.columns], *printed, [f"**{model}**", *ours]]
 
 
-def find_figure(figures: dict, name: str):
-    """The figure of that name. `mean of a, b`: our mean of types where it is over just these, so
-    with its interval, or else their plain mean."""
+def find_figure(figures: dict[str, Figure], name: str) -> Figure | float | None:
+    """The figure of that name.
+
+    `mean of a, b` is our mean of types where it is over just these types, so that it has an
+    interval; otherwise the plain mean of their figures.
+    """
     if not name.startswith(MEAN_OF):
         return figures.get(name)
-    wanted = name.removeprefix(MEAN_OF).split(", ")
-    values = [figures[kind].value for kind in wanted if kind in figures]
-    if len(values) < len(wanted) or None in values:
+    types = name.removeprefix(MEAN_OF).split(", ")
+    values = [figures[kind].value for kind in types if kind in figures]
+    if len(values) < len(types) or None in values:
         return None
     mean, ours = sum(values) / len(values), figures.get("mean of types")
     return ours if ours and ours.value and math.isclose(ours.value, mean) else mean
 
 
-# ---- markdown ------------------------------------------------------------------------------------
-# Cells and tables of Markdown.
-#
-# A cell is a text, a whole number, a fraction, None for what could not be had, or a figure: value,
-# low and high (the ends of its 95 % interval, or None), count, as formats/scoring/figures.py has it.
+# ---- Markdown ------------------------------------------------------------------------------------
 
 DASH = "–"
 
+Cell = str | int | float | Figure | None    # None: could not be computed
 
-def markdown_table(rows: Sequence[Sequence]) -> str:
+
+def markdown_table(rows: Sequence[Sequence[Cell]]) -> str:
     """A table; the first row is its head."""
-    lines = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    head, *body = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
-def markdown_cell(content) -> str:
-    """Fractions times 100: 78.41, of a figure 78.41 (77.9-78.9); counts as they are."""
+def markdown_cell(content: Cell) -> str:
+    """Fractions times 100: 78.41, of a Figure 78.41 (77.9-78.9); whole numbers as they are."""
     if content is None:
         return DASH
     if isinstance(content, str):
@@ -103,140 +166,117 @@ def markdown_cell(content) -> str:
         return f"{content:,}"
     if isinstance(content, Real):
         return f"{100 * content:.2f}"
-    if content.count or content.value is None:
-        return markdown_cell(content.value if content.value is None else round(content.value))
-    ends = "" if content.low is None else f" ({100 * content.low:.1f}-{100 * content.high:.1f})"
-    return markdown_cell(content.value) + ends
+    return figure_cell(content)
 
 
-# ---- report --------------------------------------------------------------------------------------
-# Scores as Markdown: below the papers' rows in the papers' columns, then what else there is.
-
-REPORT_LEGEND = "Fractions are times 100, in parentheses their 95 % intervals."
-
-
-class ReportPart(NamedTuple):
-    """One task of one benchmark."""
-    benchmark: str                          # as papers.published takes it; "": none of those
-    split: str
-    task: str
-    rows: int
-    figures: dict[str, object]              # as figures.figures gives them
-    details: str = ""                       # Markdown, as classes.markdown gives it
-    remarks: Sequence[str] = ()             # such as counts.compare's
+def figure_cell(figure: Figure) -> str:
+    if figure.value is None:
+        return DASH
+    if figure.count:
+        return markdown_cell(round(figure.value))
+    if figure.low is None:
+        return markdown_cell(figure.value)
+    return f"{markdown_cell(figure.value)} ({100 * figure.low:.1f}-{100 * figure.high:.1f})"
 
 
-def format_report(model: str, parts: Sequence[ReportPart], origin: str) -> str:
-    """model: the name of its folder. origin: provenance.line's."""
-    return "\n\n".join([*(format_section(model, part) for part in parts), REPORT_LEGEND, origin]) + "\n"
-
-
-def format_section(model: str, part: ReportPart) -> str:
-    paper = published_table(part.benchmark, part.split)
-    if paper and part.task not in paper.tasks:
-        paper = None
-    title = " ".join(filter(None, (part.benchmark, part.split, part.task)))
-    blocks = [f"## {title}, {part.rows:,} rows"]
-    if paper:
-        blocks.append(markdown_table(rows_with_ours(model, part.figures, paper)))
-    rest = [[name, figure, figure.n] for name, figure in part.figures.items()
-            if paper is None or name not in paper.figures]
-    if rest:
-        blocks.append(markdown_table([["", f"**{model}**", "rows"], *rest]))
-    return "\n\n".join([*blocks, *format_notes(part, paper), *([part.details] if part.details else [])])
-
-
-def format_notes(part: ReportPart, paper: PaperTable | None) -> list[str]:
-    """What is to be known of ours and of the papers' figures -> no block, or one."""
-    lines = [*filter(None, part.remarks)]
-    lines += [f"{name}: {figure.note}" for name, figure in part.figures.items() if figure.note]
-    if paper:
-        lines += [f"the papers' rows: {paper.source}", *paper.notes]
-    return ["\n".join(f"- {line}" for line in lines)] if lines else []
-
-
-# ---- picking -------------------------------------------------------------------------------------
-# Which rows of an evaluation to look at.
-
-def worst_and_random(rows: Sequence[dict], badness: Sequence[float], count: int, seed: int = 42
-                     ) -> tuple[list[int], list[int]]:
-    """-> numbers of rows, at most `count` of each, the worst first; no picture comes twice.
-
-    Of rows equally bad the lot decides.
-    """
-    rng = random.Random(seed)
-    order = rng.sample(range(len(rows)), len(rows))
-    pictures: set[tuple] = set()
-    worst = one_each(rows, sorted(order, key=lambda i: -badness[i]), count, pictures)
-    return worst, one_each(rows, order, count, pictures)
-
-
-def one_each(rows: Sequence[dict], order: Iterable[int], count: int, pictures: set[tuple]
-             ) -> list[int]:
-    """The first `count` in that order whose pictures are not in `pictures`, and puts them there."""
-    chosen: list[int] = []
-    for i in order:
-        if len(chosen) < count and tuple(rows[i]["image"]) not in pictures:
-            pictures.add(tuple(rows[i]["image"]))
-            chosen.append(i)
-    return chosen
-
-
-# ---- sheet ---------------------------------------------------------------------------------------
-# Rows of an evaluation on one sheet: the worst, and as many random ones.
+# ---- the sheet of answers ------------------------------------------------------------------------
 
 TRUE_COLOR, ANSWER_COLOR = "#34c759", "#ff3b30"
+SHEET_LEGEND = "Boxes: the true ones green, the answer's red; small ones are drawn larger."
+CELL_WIDTH, COLUMNS = 400, 4                # pixels; cells in a row
+HEADING_HEIGHT = 34                         # pixels
+MIN_BOX_SIDE = 14                           # pixels of the sheet: smaller boxes are drawn larger
+TRUE_BOX_MARGIN = 3                         # pixels: an equal box of the answer lies inside
 
 
-SHEET_LEGEND = "Boxes: green true, red answered; small ones are drawn larger than they are."
-
-
-CELL_WIDTH, CELL_EDGE, SHEET_COLUMNS = 400, 6, 4            # of a cell, around its picture; cells in a row
-
-
-MIN_BOX_SIDE = 14                                  # pixels of the sheet that a box measures at least
-
-
-def draw_sheet(rows: Sequence[dict], badness: Sequence[float], open_picture: Callable,
+def draw_sheet(rows: Sequence[dict], errors: Sequence[float], bands: Sequence[int] = (),
                count: int = 12, seed: int = 42) -> Image.Image:
-    """rows: as in predictions.jsonl. open_picture(row) -> its first picture, RGB, of any size."""
+    """The rows with the largest errors, and as many random ones, with their pictures.
+
+    rows: as in predictions.jsonl. errors: of metrics.figures.error_score. bands: as load_images
+    takes them.
+    """
     legend = SHEET_LEGEND if any(row["boxes"] for row in rows) else ""
-    strips, chosen = [], worst_and_random(rows, badness, count, seed)
-    for name, numbers in zip(("worst", "random"), chosen, strict=True):
-        cells = [draw_row(rows[i], open_picture(rows[i])) for i in numbers]
-        title = f"{len(cells)} of {len(rows):,} rows, {name}. {legend}"
-        strips += [heading(title), contact_sheet(cells, CELL_WIDTH, SHEET_COLUMNS)] if cells else []
-    page = Image.new("RGB", (CELL_WIDTH * SHEET_COLUMNS, sum(strip.height for strip in strips)), "white")
-    for number, strip in enumerate(strips):
-        page.paste(strip, (0, sum(above.height for above in strips[:number])))
+    strips = []
+    for name, chosen in zip(("worst", "random"), worst_and_random(rows, errors, count, seed),
+                            strict=True):
+        cells = [draw_row(rows[i], first_picture(rows[i], bands)) for i in chosen]
+        if cells:
+            strips.append(draw_heading(f"{len(cells)} of {len(rows):,} rows, {name}. {legend}"))
+            strips.append(contact_sheet(cells, CELL_WIDTH, COLUMNS))
+    height, y = sum(strip.height for strip in strips), 0
+    page = Image.new("RGB", (CELL_WIDTH * COLUMNS, height), "white")
+    for strip in strips:
+        page.paste(strip, (0, y))
+        y += strip.height
     return page
 
 
-def heading(text: str) -> Image.Image:
-    image = Image.new("RGB", (CELL_WIDTH * SHEET_COLUMNS, 34), "#dddddd")
-    ImageDraw.Draw(image).text((CELL_EDGE, 7), text, fill="black", font=ImageFont.load_default(16))
+def first_picture(row: dict, bands: Sequence[int]) -> Image.Image:
+    """Reduced while it is read, as the sheet shows it small."""
+    return load_images(row["image"][:1], bands, frames=1, min_side=512)[0].image
+
+
+def draw_heading(text: str) -> Image.Image:
+    image = Image.new("RGB", (CELL_WIDTH * COLUMNS, HEADING_HEIGHT), "#dddddd")
+    ImageDraw.Draw(image).text((MARGIN, 7), text, fill="black", font=ImageFont.load_default(16))
     return image
 
 
 def draw_row(row: dict, picture: Image.Image) -> tuple[Image.Image, str]:
-    """-> the picture in the size it is shown in, with its boxes, and what stands below it."""
-    scale = (CELL_WIDTH - 2 * CELL_EDGE) / max(picture.size)
+    """-> a cell of the sheet: the picture at the cell's size with its boxes, and the text below."""
+    scale = (CELL_WIDTH - 2 * MARGIN) / max(picture.size)
     picture = picture.resize([max(1, round(side * scale)) for side in picture.size])
-    said = parse_boxes(row["answer"], *row["size"], row.get("corner", False), row.get("pad", False))
-    scale, true = max(picture.size) / max(row["size"]), ", ".join(row["references"])
+    scale = max(picture.size) / max(row["size"])        # from the row's pixels to the cell's
+    boxes = [visible_box(box, scale, TRUE_BOX_MARGIN, picture.size) for box in row["boxes"]]
+    colors = [TRUE_COLOR] * len(boxes)
+    for _, box in predicted_boxes(row):
+        boxes.append(visible_box(box, scale, 0, picture.size))
+        colors.append(ANSWER_COLOR)
+    if boxes:
+        picture = draw_boxes(picture, [("", box) for box in boxes], colors)
+    truth = ", ".join(row["references"])
     for box in row["boxes"]:
-        true = true.replace("<bbox>", encode_box(box, *row["size"], row.get("pad", False)), 1)
-    boxes = [*(visible_box(box, scale, 3, picture.size) for box in row["boxes"]),
-             *(visible_box(box, scale, 0, picture.size) for _, box in said)]
-    colors = [TRUE_COLOR] * len(row["boxes"]) + [ANSWER_COLOR] * len(said)
-    drawn = draw_boxes(picture, [("", box) for box in boxes], colors) if boxes else picture
-    return drawn, f"row {row['row']}: {row['question']}\n> {row['answer']}\ntrue: {true}"
+        text = encode_box(box, *row["size"], row.get("pad", False))
+        truth = truth.replace("<bbox>", text, 1)
+    return picture, f"row {row['row']}: {row['question']}\n> {row['answer']}\ntrue: {truth}"
 
 
 def visible_box(box: Box, scale: float, margin: float, size: tuple[int, int]) -> Box:
-    """In pixels of the sheet, so large that it can be seen; equal boxes lie one in the other."""
-    sides = []
-    for low, high, side in zip(box[:2], box[2:], size, strict=True):
-        middle, half = (low + high) / 2 * scale, max(abs(high - low) * scale, MIN_BOX_SIDE) / 2 + margin
-        sides.append((max(1, middle - half), min(side - 2, middle + half)))
-    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
+    """In pixels of the cell, at least MIN_BOX_SIDE large, with a margin, inside the picture."""
+    x1, y1, x2, y2 = box
+    left, right = visible_side(x1, x2, scale, margin, size[0])
+    top, bottom = visible_side(y1, y2, scale, margin, size[1])
+    return left, top, right, bottom
+
+
+def visible_side(low: float, high: float, scale: float, margin: float, limit: int
+                 ) -> tuple[float, float]:
+    middle = (low + high) / 2 * scale
+    half = max(abs(high - low) * scale, MIN_BOX_SIDE) / 2 + margin
+    return max(1, middle - half), min(limit - 2, middle + half)
+
+
+def worst_and_random(rows: Sequence[dict], errors: Sequence[float], count: int, seed: int = 42
+                     ) -> tuple[list[int], list[int]]:
+    """-> numbers of rows, at most `count` of each, the worst first; no picture appears twice.
+
+    Rows of equal error are in random order.
+    """
+    rng = random.Random(seed)
+    order = rng.sample(range(len(rows)), len(rows))
+    pictures: set[tuple] = set()
+    worst = first_of_each_picture(rows, sorted(order, key=lambda i: -errors[i]), count, pictures)
+    return worst, first_of_each_picture(rows, order, count, pictures)
+
+
+def first_of_each_picture(rows: Sequence[dict], order: Iterable[int], count: int,
+                          pictures: set[tuple]) -> list[int]:
+    """The first `count` rows in that order whose pictures are new; adds those to `pictures`."""
+    chosen: list[int] = []
+    for i in order:
+        picture = tuple(rows[i]["image"])
+        if len(chosen) < count and picture not in pictures:
+            pictures.add(picture)
+            chosen.append(i)
+    return chosen

@@ -1,4 +1,8 @@
-"""support/images/clips.py"""
+"""Clips as a few of their frames: a folder of pictures, an animation, or a video (through ffmpeg).
+
+A folder's frames are its pictures in the order of the numbers in their names. Of a longer clip the
+middle frames of equal parts are taken.
+"""
 import io
 import re
 import shutil
@@ -9,17 +13,13 @@ from PIL import Image
 
 from support.images.common import (
     ANIMATION_SUFFIXES,
+    PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     PictureError,
     one_line_errors,
     pixel_limit,
 )
 from support.images.read import flatten, read_picture
-
-# ---- clip ----------------------------------------------------------------------------------------
-# Clips, as a few of their frames: a folder of pictures, an animation, a video (by ffmpeg).
-
-FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 
 
 def is_clip(path: str | Path) -> bool:
@@ -28,9 +28,9 @@ def is_clip(path: str | Path) -> bool:
     if path.suffix.lower() in ANIMATION_SUFFIXES and path.is_file():
         try:
             with one_line_errors(path), pixel_limit(), Image.open(path) as image:
-                return getattr(image, "n_frames", 1) > 1
+                return count_animation_frames(image) > 1
         except PictureError:
-            return False                        # read_picture says what is wrong
+            return False                        # read_picture says what is wrong with it
     return path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -38,63 +38,77 @@ def read_clip(path: str | Path, frames: int = 8) -> list[Image.Image]:
     """-> at most `frames` RGB pictures, evenly spaced. PictureError: one line with the path."""
     path = Path(path)
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if file.suffix.lower() in FRAME_SUFFIXES
-                        and not file.name.startswith(".")), key=natural_key)
-        if not files:
-            raise PictureError(f"{path}: no pictures in this folder")
+        files = frame_files(path)
         return [read_picture(files[i]).image for i in frame_indices(len(files), frames)]
     with one_line_errors(path), pixel_limit():
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            return read_video_frames(path, frame_indices(count_frames(path), frames))
+            return read_video_frames(path, frame_indices(count_video_frames(path), frames))
         with Image.open(path) as image:
-            return [read_frame(image, i) for i in frame_indices(getattr(image, "n_frames", 1), frames)]
-
-
-def natural_key(file: Path) -> list:
-    """frame2 before frame10."""
-    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", file.name)]
+            indices = frame_indices(count_animation_frames(image), frames)
+            return [read_animation_frame(image, i) for i in indices]
 
 
 def frame_indices(total: int, frames: int) -> list[int]:
-    """The middle one of each of `frames` equal parts; all where there are no more."""
+    """The middle of each of `frames` equal parts; all where there are no more frames."""
     if total <= frames:
         return list(range(total))
     return [(2 * i + 1) * total // (2 * frames) for i in range(frames)]
 
 
-def read_frame(image: Image.Image, number: int) -> Image.Image:
-    image.seek(number)
+# ---- folders and animations ----------------------------------------------------------------------
+
+def frame_files(folder: Path) -> list[Path]:
+    files = [file for file in folder.iterdir()
+             if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")]
+    if not files:
+        raise PictureError(f"{folder}: no pictures in this folder")
+    return sorted(files, key=natural_key)
+
+
+def natural_key(file: Path) -> list[int | str]:
+    """Sorts frame2 before frame10."""
+    return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", file.name)]
+
+
+def count_animation_frames(image: Image.Image) -> int:
+    """1 for a format that has no animations."""
+    return getattr(image, "n_frames", 1)
+
+
+def read_animation_frame(image: Image.Image, index: int) -> Image.Image:
+    image.seek(index)
     return flatten(image.copy())[0]
 
 
-# ---- video ---------------------------------------------------------------------------------------
-# Frames of a video, through the ffmpeg program.
+# ---- videos --------------------------------------------------------------------------------------
 
-def count_frames(path: Path) -> int:
-    """Packets of its first video stream: nothing is decoded."""
+def count_video_frames(path: Path) -> int:
+    """The packets of its first video stream: nothing is decoded."""
     out = run_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "-", "-")
-    counts = [line[6:] for line in out.decode().splitlines() if line.startswith("frame=")]
+    counts = [line.removeprefix("frame=") for line in out.decode().splitlines()
+              if line.startswith("frame=")]
     return int(counts[-1]) if counts else 0
 
 
-def read_video_frames(path: Path, numbers: list[int]) -> list[Image.Image]:
-    """The frames of these rising numbers, from 0, as RGB. PictureError."""
-    chosen = "+".join(f"eq(n,{number})" for number in numbers)
-    out = io.BytesIO(run_ffmpeg(                    # new times: ffmpeg would fill the gaps
-        path, "-map", "0:v:0", "-vf", f"select='{chosen}',setpts=N/FRAME_RATE/TB", "-frames:v",
-        str(len(numbers)), "-pix_fmt", "rgb24", "-c:v", "ppm", "-f", "image2pipe", "-"))
+def read_video_frames(path: Path, indices: list[int]) -> list[Image.Image]:
+    """The frames of these rising indices, counted from 0, as RGB. PictureError."""
+    chosen = "+".join(f"eq(n,{index})" for index in indices)
+    out = io.BytesIO(run_ffmpeg(                # with their old times ffmpeg would fill the gaps
+        path, "-map", "0:v:0", "-vf", f"select='{chosen}',setpts=N/FRAME_RATE/TB",
+        "-frames:v", str(len(indices)), "-pix_fmt", "rgb24", "-c:v", "ppm",
+        "-f", "image2pipe", "-"))
     images = []
-    while line := out.readline():               # P6, then width and height, then 255, then bytes
+    while line := out.readline():               # a PPM: P6, width and height, 255, then the bytes
         if line.strip() != b"P6":
             raise PictureError("ffmpeg gave no pictures; is it a video?")
-        width, height = (int(word) for word in out.readline().split())
+        width, height = (int(number) for number in out.readline().split())
         out.readline()
         images.append(Image.frombytes("RGB", (width, height), out.read(width * height * 3)))
     return images
 
 
 def run_ffmpeg(path: Path, *options: str) -> bytes:
-    """What ffmpeg writes to its output. PictureError where it is missing or refuses."""
+    """-> its standard output. PictureError where the program is missing or refuses the file."""
     program = shutil.which("ffmpeg")
     if program is None:
         raise PictureError("a video is read by ffmpeg, which is not installed; install it, or "

@@ -1,4 +1,4 @@
-"""support/images/common.py"""
+"""What the modules about pictures share: suffixes, errors, size limits, bands, 8-bit stretch."""
 import re
 import warnings
 from collections.abc import Iterator
@@ -8,25 +8,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from support.common import UserError
+from support.common import UserError, failed_download
 
-# ---- common --------------------------------------------------------------------------------------
+# In the order in which a name without a suffix is completed.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
+ANIMATION_SUFFIXES = (".gif", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov")
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
+ORIENTATION_TAG = 274               # of EXIF and TIFF: how a stored picture is to be turned, 1 .. 8
+SIDEWAYS = (5, 6, 7, 8)             # the orientations that swap width and height
+
+
+def oriented_size(size: tuple[int, int], orientation: int | None) -> tuple[int, int]:
+    """Width and height as stored -> as shown."""
+    return size[::-1] if orientation in SIDEWAYS else size
+
+
+def join_notes(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 # ---- errors --------------------------------------------------------------------------------------
-# What is wrong with a picture: always one line, with the file and what to do.
-
-MAGIC_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
-
 
 class PictureError(UserError):
-    """A picture that cannot be shown: one line that names the file and what to do."""
+    """A picture that cannot be shown: one line that names the file and says what to do."""
 
 
 class MissingPackage(PictureError):
-    """A picture that an optional package would read."""
+    """A picture that an optional package could read."""
 
 
 @contextmanager
@@ -43,8 +52,8 @@ def one_line_errors(path: str | Path) -> Iterator[None]:
     except UnidentifiedImageError:
         raise PictureError(f"{path}: not a picture ({describe_file(path)})") from None
     except Image.DecompressionBombError as error:
-        raise PictureError(f"{path}: {too_large(int(re.findall(r'[0-9]+', str(error))[0]))}"
-                           ) from None
+        pixels = int(re.findall(r"[0-9]+", str(error))[0])
+        raise PictureError(f"{path}: {too_large(pixels)}") from None
     except MemoryError:
         raise PictureError(f"{path}: too large for this machine's memory; cut it up") from None
     except Exception as error:      # zlib, struct, libtiff, tifffile: each has its own kinds
@@ -52,39 +61,45 @@ def one_line_errors(path: str | Path) -> Iterator[None]:
         raise PictureError(f"{path}: cannot be read ({text}); is the file complete?") from None
 
 
+MAGIC_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"RIFF", b"BM")
+
+
 def describe_file(path: str | Path) -> str:
+    """What a file that no decoder recognizes is, by its first bytes."""
     with open(path, "rb") as file:
         head = file.read(200)
-    if not head:
-        return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer: run git lfs pull"
-    if head.lstrip()[:1] == b"<":
-        return "a web page: the download failed"
+    if reason := failed_download(head):
+        return reason
     if head.startswith(MAGIC_BYTES):
-        return "its beginning is one's, the rest is damaged; is the file complete?"
+        return "it begins like one but is damaged; is the file complete?"
     return "unknown format; PNG, JPEG, TIFF, GIF, WebP and BMP are read"
 
 
-# ---- limits --------------------------------------------------------------------------------------
-# How large a picture may be, and how much smaller it is read.
+# ---- size limits ---------------------------------------------------------------------------------
 
-MAX_PIXELS = 500_000_000         # pixels: more are not read at all
-
-
-LARGE_PIXELS = 64_000_000          # pixels: a larger picture is made smaller while it is read ..
+MAX_PIXELS = 500_000_000            # a picture of more pixels is refused
+LARGE_PIXELS = 64_000_000           # one of more pixels is reduced while it is read ..
+MAX_SIDE = 8192                     # .. until its longer side is at most this long
 
 
-MAX_SIDE = 8192              # .. until its longer side is no longer than this
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
-def downscale(size: tuple[int, int]) -> int:
-    """How many times smaller a picture of this width and height is shown."""
-    return -(-max(size) // MAX_SIDE) if size[0] * size[1] > LARGE_PIXELS else 1
+def reduction_factor(size: tuple[int, int]) -> int:
+    """By which whole number a picture of this width and height is reduced while it is read."""
+    width, height = size
+    return ceil_div(max(size), MAX_SIDE) if width * height > LARGE_PIXELS else 1
 
 
-def describe_downscale(times: int) -> str:
-    return f"reduced {times} times while reading" if times > 1 else ""
+def describe_reduction(factor: int) -> str:
+    return f"reduced {factor} times while reading" if factor > 1 else ""
+
+
+def check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise PictureError(too_large(width * height))
 
 
 def too_large(pixels: int) -> str:
@@ -94,8 +109,9 @@ def too_large(pixels: int) -> str:
 
 @contextmanager
 def pixel_limit() -> Iterator[None]:
-    """Pillow's own limit set to ours, for a while; other threads see it, too."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MAX_PIXELS // 2     # it refuses twice that
+    """Within, Pillow refuses what is over MAX_PIXELS. The limit is global: all threads have it."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2    # Pillow warns from this on and refuses twice that
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -105,10 +121,21 @@ def pixel_limit() -> Iterator[None]:
 
 
 # ---- bands ---------------------------------------------------------------------------------------
-# Which bands are shown.
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """"4,3,2" -> (4, 3, 2), "" -> (). ValueError where it is no list of numbers from 1."""
+    bands = tuple(int(number) for number in text.split(",")) if text else ()
+    if bands and min(bands) < 1:
+        raise ValueError("bands are counted from 1")
+    return bands
+
 
 def choose_bands(bands: tuple[int, ...], total: int, kind: str) -> tuple[int, ...]:
-    """-> one band or three, counted from 1. PictureError where only the user can know."""
+    """Which of `total` bands are shown: one or three, counted from 1.
+
+    bands: those the user asked for, or (). kind: of the values, for the message. PictureError
+    where only the user can know, or where a band does not exist.
+    """
     if not bands and total > 4:
         raise PictureError(f"{total} bands of {kind} data; say which three are red, green and "
                            f"blue, e.g. --bands 4,3,2")
@@ -130,54 +157,43 @@ def describe_bands(chosen: tuple[int, ...], total: int) -> str:
     return f"{'bands' if len(chosen) > 1 else 'band'} {numbers} of {total} shown"
 
 
-def join_notes(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
+# ---- more than 8 bits -> 8 bits ------------------------------------------------------------------
 
-
-def parse_bands(text: str) -> tuple[int, ...]:
-    """4,3,2 -> (4, 3, 2). ValueError where it is no list of numbers from 1."""
-    bands = tuple(int(number) for number in text.split(",")) if text else ()
-    if bands and min(bands) < 1:
-        raise ValueError("bands are counted from 1")
-    return bands
-
-
-# ---- stretch -------------------------------------------------------------------------------------
-# How values of more than 8 bits become 8.
-
-PERCENTILE_SAMPLE = 1_000_000          # values that percentiles are taken from
+PERCENTILE_SAMPLE = 1_000_000       # percentiles are computed from about so many values
 
 
 def mask_nodata(values: np.ndarray, nodata: float | None) -> np.ndarray:
     """float32[H, W, C], changed in place: no-data, infinite and absurd values become NaN."""
     if nodata is not None:
-        values[values == np.float32(nodata)] = np.nan       # as a float it is rounded alike
+        values[values == np.float32(nodata)] = np.nan       # rounded to float32 as the values are
     values[~(np.abs(values) < 1e30)] = np.nan
     return values
 
 
 def stretch(values: np.ndarray, kind: str) -> tuple[Image.Image, str]:
-    """float32[H, W, 1 or 3] -> RGB and what was done; each channel by its own percentiles."""
-    done = [stretch_channel(values[..., c]) for c in range(values.shape[2])]
-    ranges = ", ".join(f"{low:.6g}..{high:.6g}" for _, low, high in done)
-    image = Image.merge("RGB", [Image.fromarray(done[c % len(done)][0]) for c in range(3)])
-    what = "gray, stretched" if len(done) == 1 else "colors, each band stretched on its own,"
-    return image, f"{kind} {what} from {ranges} (2nd to 98th percentile)"
+    """float32[H, W, 1 or 3] -> RGB and a note; each channel is scaled by its own percentiles."""
+    channels, ranges = [], []
+    for c in range(values.shape[2]):
+        channel, low, high = stretch_channel(values[..., c])
+        channels.append(Image.fromarray(channel))
+        ranges.append(f"{low:.6g}..{high:.6g}")
+    if len(channels) == 1:
+        channels, what = channels * 3, "gray, stretched"
+    else:
+        what = "colors, each band stretched on its own,"
+    note = f"{kind} {what} from {', '.join(ranges)} (2nd to 98th percentile)"
+    return Image.merge("RGB", channels), note
 
 
 def stretch_channel(values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """float32[H, W] -> uint8[H, W], low, high. Without data: black; all alike: middle gray."""
+    """float32[H, W] -> uint8[H, W], low, high. NaN is black, a constant channel middle gray."""
     valid = values[np.isfinite(values)]
     if not valid.size:
         raise PictureError("no pixel has a value: all are NaN or no-data; take another file")
-    low, high = map(float, np.percentile(valid[::max(1, valid.size // PERCENTILE_SAMPLE)], (2, 98)))
-    if not low < high:                          # mostly one value: the rest is what is to be seen
+    sample = valid[::max(1, valid.size // PERCENTILE_SAMPLE)]
+    low, high = map(float, np.percentile(sample, (2, 98)))
+    if not low < high:                          # mostly one value: show the few others
         low, high = float(valid.min()), float(valid.max())
     scaled = (values - low) * (255 / (high - low)) if low < high else values * 0 + 128
     np.nan_to_num(scaled, copy=False)
     return scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8), low, high
-
-
-# ---- clip ----------------------------------------------------------------------------------------
-
-ANIMATION_SUFFIXES, VIDEO_SUFFIXES = (".gif", ".webp"), (".mp4", ".avi", ".mov")

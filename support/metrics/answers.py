@@ -1,5 +1,9 @@
-"""support/metrics/answers.py"""
+"""Accuracy of short answers: to questions, of scene classes, of what is in a box.
+
+Also the candidate answers from which `eval.py --rank` chooses the most likely one.
+"""
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -7,96 +11,101 @@ import numpy as np
 
 from support.metrics.captions import score_captions
 from support.metrics.statistics import (
-    Options,
     Score,
+    ScoringOptions,
     empty_answers,
     mean_score,
     normalize,
     safe_divide,
 )
-from support.readers.questions import CLASS_QUESTION
+from support.readers.common import Sample
+from support.readers.questions import listed_classes
 
-# ---- answers -------------------------------------------------------------------------------------
-# Accuracy of short answers: to questions, of scenes, of what is in a box.
+# ---- accuracy ------------------------------------------------------------------------------------
 
-# RSVQA's answers are classes, so numbers are put in ranges: Lobry et al. 2020, and
+UNTYPED = "untyped"                     # questions that have no type
+
+
+def score_vqa(rows: Sequence[dict], options: ScoringOptions) -> list[Score]:
+    """Accuracy of each type, the plain mean over types (the papers' average), and of all rows."""
+    types = sorted({row["type"] or UNTYPED for row in rows})
+    column = np.array([types.index(row["type"] or UNTYPED) for row in rows])
+    one_hot = np.eye(len(types))[column]                                    # [rows, K]
+    n = one_hot.sum(axis=0).astype(int)
+    averaged = np.array([not options.types or name in options.types for name in types])
+
+    def compute(sums: np.ndarray) -> np.ndarray:
+        correct, total = np.split(sums, 2, axis=-1)                         # [.., K]
+        accuracy, counted = safe_divide(correct, total), averaged & (total > 0)
+        mean = safe_divide(np.where(counted, accuracy, 0).sum(-1), counted.sum(-1))
+        overall = safe_divide(correct.sum(-1), total.sum(-1))
+        return np.concatenate([accuracy, mean[..., None], overall[..., None]], axis=-1)
+
+    stats = np.concatenate([one_hot * is_correct(rows, options)[:, None], one_hot], axis=1)
+    return [Score((*types, "mean of types", "overall"), stats, compute,
+                  n=(*n.tolist(), int(n[averaged].sum()), len(rows))), empty_answers(rows)]
+
+
+def score_scene(rows: Sequence[dict], options: ScoringOptions) -> list[Score]:
+    return [mean_score("accuracy", is_correct(rows, options)), empty_answers(rows)]
+
+
+def score_identify(rows: Sequence[dict], options: ScoringOptions) -> list[Score]:
+    """What is in the box: whether it is exactly the phrase, and its scores as a caption."""
+    return [mean_score("accuracy", is_correct(rows, options)), *score_captions(rows, options)]
+
+
+def is_correct(rows: Sequence[dict], options: ScoringOptions) -> np.ndarray:
+    """float[rows], 1 where the answer is the true one; an empty answer never is."""
+    pairs = [answer_and_truth(row, options) for row in rows]
+    return np.array([answer == truth != "" for answer, truth in pairs], dtype=float)
+
+
+def answer_and_truth(row: dict, options: ScoringOptions) -> tuple[str, str]:
+    """Both as they are compared."""
+    answer, truth = row["answer"], row["references"][0]
+    if options.count_ranges:
+        answer, truth = to_count_range(answer), to_count_range(truth)
+    return normalize(answer), normalize(truth)
+
+
+# ---- ranges of counts ----------------------------------------------------------------------------
+
+# RSVQA's answers are classes, so it puts numbers into ranges: Lobry et al. 2020, and
 # https://github.com/syvlo/RSVQA/blob/34ae7c3/VQA_model/VocabEncoder.py
-COUNT_RANGES = ("0", "between 1 and 10", "between 11 and 100", "between 101 and 1000", "more than 1000")
-
-
-COUNT_OR_RANGE = re.compile(r"(?:between \d+ ?(?:m2)? and |(more than ))?(\d{1,18}) ?(m2)?")
+COUNT_RANGES = ("0", "between 1 and 10", "between 11 and 100", "between 101 and 1000",
+                "more than 1000")
+RANGE_MAXIMA = (0, 10, 100, 1000)       # of all ranges but the last
+COUNT_OR_RANGE = re.compile(
+    r"(?:between \d+ ?(?:m2)? and |(?P<more>more than ))?(?P<number>\d{1,18}) ?(?P<unit>m2)?")
 
 
 def to_count_range(text: str) -> str:
-    """A count, an area in m2, or a range of either -> its range; any other text as it is."""
+    """A count, an area in m2, or a range of either -> its range; any other text unchanged."""
     match = COUNT_OR_RANGE.fullmatch(normalize(text))
     if not match:
         return text
-    number = int(match[2]) + bool(match[1])
-    return COUNT_RANGES[sum(number > top for top in (0, 10, 100, 1000))] + (match[3] or "")
+    number = int(match["number"])
+    if match["more"]:
+        number += 1                     # the smallest number in "more than 1000"
+    return COUNT_RANGES[bisect_left(RANGE_MAXIMA, number)] + (match["unit"] or "")
 
 
-def answer_and_truth(row: dict, options: Options) -> tuple[str, str]:
-    put = to_count_range if options.count_ranges else str
-    return normalize(put(row["answer"])), normalize(put(row["references"][0]))
+# ---- candidates ----------------------------------------------------------------------------------
 
+def answer_candidates(samples: Iterable[Sample]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """{(task, type): the texts that may be the answer}, from all samples of a split.
 
-def is_right(rows: Sequence[dict], options: Options) -> np.ndarray:
-    return np.array([answer == truth != "" for answer, truth in
-                     (answer_and_truth(row, options) for row in rows)], dtype=float)
-
-
-def score_vqa(rows: Sequence[dict], options: Options) -> list[Score]:
-    """Each type's accuracy, their plain mean (the papers' average), and that of all rows."""
-    kinds = sorted({row["type"] or "untyped" for row in rows})
-    column = np.array([kinds.index(row["type"] or "untyped") for row in rows])
-    asked = np.eye(len(kinds))[column]                                      # [rows, K]
-    n = asked.sum(axis=0).astype(int)
-    chosen = np.array([not options.types or kind in options.types for kind in kinds])
-
-    def value(sums: np.ndarray) -> np.ndarray:
-        hits, n = np.split(sums, 2, axis=-1)                                # [.., K]
-        parts, there = safe_divide(hits, n), chosen & (n > 0)
-        average = safe_divide(np.where(there, parts, 0).sum(-1), there.sum(-1))
-        return np.stack([*np.moveaxis(parts, -1, 0), average, safe_divide(hits.sum(-1), n.sum(-1))], -1)
-
-    stats = np.concatenate([asked * is_right(rows, options)[:, None], asked], axis=1)
-    return [Score((*kinds, "mean of types", "overall"), stats, value,
-                  (*n.tolist(), int(n[chosen].sum()), len(rows))), empty_answers(rows)]
-
-
-def score_scene(rows: Sequence[dict], options: Options) -> list[Score]:
-    return [mean_score("accuracy", is_right(rows, options)), empty_answers(rows)]
-
-
-def score_identify(rows: Sequence[dict], options: Options) -> list[Score]:
-    """What is in the box: scored as a caption, and whether it is the very phrase."""
-    return [mean_score("accuracy", is_right(rows, options)), *score_captions(rows, options)]
-
-
-# ---- choices -------------------------------------------------------------------------------------
-# What `--rank` chooses from: classes, and the two answers of a type of questions.
-
-BEFORE, AFTER = CLASS_QUESTION.split("{}")
-
-
-def answer_candidates(samples: Iterable) -> dict[tuple[str, str], tuple[str, ...]]:
-    """{(task, type): the texts}, from all of a split: the classes that a question lists, else those
-    that there are; and what questions of a type are answered with, where that is one of two words
-    (yes and no; rural and urban). Other questions are not in it: they are answered in words."""
-    said = defaultdict(set)
+    For scenes these are the classes that a question lists, or else all classes of the split; for a
+    type of question its answers, where there are just two of them (yes and no; rural and urban).
+    Questions of other types have no candidates and are answered in free text.
+    """
+    answers = defaultdict(set)
     for sample in samples:
         [(question, answer), *_] = sample.turns
         if sample.task == "scene":
-            said[sample.task, sample.kind] |= {answer, *listed_classes(question)}
+            answers[sample.task, sample.kind] |= {answer, *listed_classes(question)}
         elif sample.task == "vqa":
-            said[sample.task, sample.kind].add(answer.lower().strip(" ."))
-    return {key: tuple(sorted(texts)) for key, texts in said.items()
+            answers[sample.task, sample.kind].add(normalize(answer))
+    return {key: tuple(sorted(texts)) for key, texts in answers.items()
             if len(texts) == 2 or key[0] == "scene"}
-
-
-def listed_classes(question: str) -> list[str]:
-    """The classes in the paper's question."""
-    if not (question.startswith(BEFORE) and question.endswith(AFTER)):
-        return []
-    return question.removeprefix(BEFORE).removesuffix(AFTER).split(", ")

@@ -1,43 +1,65 @@
-"""support/metrics/boxes.py"""
+"""Scores of boxes: one in an answer (refer), or several (detection, grounding).
+
+A row is a line of predictions.jsonl. Its true boxes are in pixels; those of its answer are read
+from the text, in the picture of `size` pixels. `corner` reads a box number as upstream does, `pad`
+means that the model got the picture padded to a square.
+"""
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from data import PHRASE, encode_box, parse_boxes
 from support.common import Box
 from support.metrics.statistics import (
-    Options,
     Score,
+    ScoringOptions,
     count_score,
     normalize,
     ratio_score,
     safe_divide,
 )
 
-# ---- overlap -------------------------------------------------------------------------------------
-# Intersection over union, as it is usual and as MiniGPT-v2's evaluation has it.
-
-# (pixels added to each side; whether IoU must be above a threshold, or may be equal to it). A box
-# 4 pixels beside another of 10 has an IoU of 0.43 or, with the pixel, 0.47. Upstream's is
-# https://github.com/Vision-CAIR/MiniGPT-4/blob/081fb02/minigpt4/common/eval_utils.py
-CONVENTIONS = {"standard": (0, False), "upstream": (1, True)}
+LOCATED_TASKS = ("refer", "detection", "grounding")     # tasks that are scored by boxes
 
 
-def chosen_conventions(options: Options) -> list[tuple[str, int, bool]]:
-    """-> [(what the names of its figures end in, extra pixels, strict)]; KeyError: unknown."""
-    names = tuple(CONVENTIONS) if options.convention == "both" else (options.convention,)
-    return [(" upstream" if name == "upstream" else "", *CONVENTIONS[name]) for name in names]
+# ---- intersection over union ---------------------------------------------------------------------
+
+class Convention(NamedTuple):
+    """How IoU is computed and compared with a threshold."""
+    suffix: str                 # what the names of its figures end in
+    extra: int                  # pixels added to each side
+    strict: bool                # IoU must be above a threshold, not equal to it
+
+    def meets(self, ious: np.ndarray, threshold: float) -> np.ndarray:
+        return ious > threshold if self.strict else ious >= threshold
+
+
+# Upstream counts a pixel more on each side: a box 4 pixels beside another of 10 has an IoU of 0.43,
+# upstream of 0.47. https://github.com/Vision-CAIR/MiniGPT-4/blob/081fb02/minigpt4/common/eval_utils.py
+STANDARD = Convention("", 0, strict=False)
+CONVENTIONS = {"standard": STANDARD, "upstream": Convention(" upstream", 1, strict=True)}
+
+
+def chosen_conventions(options: ScoringOptions) -> list[Convention]:
+    """KeyError on an unknown name."""
+    if options.convention == "both":
+        return list(CONVENTIONS.values())
+    return [CONVENTIONS[options.convention]]
 
 
 def overlap(a: np.ndarray | Box, b: np.ndarray | Box, extra: int = 0
             ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes float[.., 4] -> intersection and union, float[..]."""
+    """Boxes float[.., 4] -> areas of intersection and union, float[..]."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + extra
     inter = np.maximum(sides, 0).prod(axis=-1)
-    areas = [(box[..., 2:] - box[..., :2] + extra).prod(axis=-1) for box in (a, b)]
-    return inter, areas[0] + areas[1] - inter
+    return inter, area(a, extra) + area(b, extra) - inter
+
+
+def area(boxes: np.ndarray, extra: int = 0) -> np.ndarray:
+    return (boxes[..., 2:] - boxes[..., :2] + extra).prod(axis=-1)
 
 
 def iou(a: np.ndarray | Box, b: np.ndarray | Box, extra: int = 0) -> np.ndarray:
@@ -45,20 +67,20 @@ def iou(a: np.ndarray | Box, b: np.ndarray | Box, extra: int = 0) -> np.ndarray:
     return np.nan_to_num(safe_divide(*overlap(a, b, extra)))
 
 
-def meets_threshold(values: np.ndarray, at: float, strict: bool) -> np.ndarray:
-    return values > at if strict else values >= at
+# ---- the boxes of a row --------------------------------------------------------------------------
+
+PhraseBoxes = list[tuple[str, Box]]         # (phrase, box in pixels) each; "" where none is given
 
 
-# ---- truth ---------------------------------------------------------------------------------------
-# The boxes of a row: those that its answer names, and the true ones.
-
-def boxes_in(text: str, row: dict) -> list[tuple[str, Box]]:
-    """-> (phrase, box in pixels) each, "" where there is no phrase."""
-    return parse_boxes(text, *row["size"], row.get("corner", False), row.get("pad", False))
+def predicted_boxes(row: dict) -> PhraseBoxes:
+    return boxes_in(row["answer"], row)
 
 
-def true_boxes(row: dict) -> list[tuple[str, Box]]:
-    """The same of the truth; read from the reference where the data have boxes as text."""
+def true_boxes(row: dict) -> PhraseBoxes:
+    """Those of the data; where it holds boxes as text, they are read from the reference.
+
+    A box's phrase is the last <p>..</p> before its <bbox>.
+    """
     text = row["references"][0] if row["references"] else ""
     if not row["boxes"]:
         return boxes_in(text, row)
@@ -68,132 +90,155 @@ def true_boxes(row: dict) -> list[tuple[str, Box]]:
     return list(zip(names, row["boxes"], strict=False))
 
 
-def unparseable(row: dict) -> bool:
-    return not boxes_in(row["answer"], row)
+def boxes_in(text: str, row: dict) -> PhraseBoxes:
+    return parse_boxes(text, *row["size"], row.get("corner", False), row.get("pad", False))
+
+
+def unparseable(rows: Sequence[dict]) -> Score:
+    """How many answers name no box."""
+    return count_score("unparseable", [not predicted_boxes(row) for row in rows])
 
 
 def grid_ceiling(rows: Sequence[dict]) -> Score:
-    """The part of the true boxes that a perfect model can hit: hundredths are coarse for small
-    things, so a box written as text and read again may miss itself."""
-    hits = [[survives_grid(box, row) for _, box in true_boxes(row)] for row in rows]
-    return ratio_score("grid ceiling", [sum(marks) for marks in hits], [len(marks) for marks in hits])
+    """The fraction of the true boxes that a perfect model can find.
+
+    A hundredth of a picture is coarse for small objects, so a box that is written as text and read
+    again may miss itself.
+    """
+    survivors = [[survives_grid(box, row) for _, box in true_boxes(row)] for row in rows]
+    return ratio_score("grid ceiling", [sum(flags) for flags in survivors],
+                       [len(flags) for flags in survivors])
 
 
 def survives_grid(box: Box, row: dict) -> bool:
-    """Whether a true box, written and read, is still itself."""
+    """Whether a true box, written as text and read again, still has an IoU of 0.5 with itself."""
     text = encode_box(box, *row["size"], row.get("pad", False))
     return bool(iou(boxes_in(text, row)[0][1], box) >= 0.5)
 
 
-# ---- grounding -----------------------------------------------------------------------------------
-# One box an answer: how often it is where the expression points, and how much it overlaps.
+# ---- one box an answer: refer --------------------------------------------------------------------
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
+
+
+def score_first_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Score]:
+    """Pr@0.5 .. 0.9, mean IoU, and cumulative IoU: all intersections over all unions."""
+    scores = [score for convention in chosen_conventions(options)
+              for score in grounding_scores(rows, convention)]
+    return [*scores, grid_ceiling(rows), unparseable(rows)]
+
+
+def grounding_scores(rows: Sequence[dict], convention: Convention) -> list[Score]:
+    inter, union, has_truth = first_boxes(rows, convention.extra)
+    ious, n = np.nan_to_num(safe_divide(inter, union)), int(has_truth.sum())
+    suffix = convention.suffix
+    scores = []
+    for threshold in THRESHOLDS:
+        hits = convention.meets(ious, threshold)
+        scores.append(ratio_score(f"Pr@{threshold}{suffix}", hits, has_truth, n))
+    scores.append(ratio_score(f"mean IoU{suffix}", ious, has_truth, n))
+    scores.append(ratio_score(f"cumulative IoU{suffix}", inter, union, n))
+    return scores
 
 
 def first_boxes(rows: Sequence[dict], extra: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Intersection and union of each answer's first box with the first true one, and whether there
     is a true one: float[rows] each. An answer without a box overlaps nothing."""
-    nothing = (0.0, 0.0, 0.0, 0.0)
-    found = [boxes_in(row["answer"], row) for row in rows]
+    predicted = [predicted_boxes(row) for row in rows]
     true = [true_boxes(row) for row in rows]
-    said = np.array([boxes[0][1] if boxes else nothing for boxes in found])
-    meant = np.array([boxes[0][1] if boxes else nothing for boxes in true], dtype=float)
-    inter, union = overlap(said, meant, extra)
-    blank = np.array([not boxes for boxes in found])
-    asked = np.array([bool(boxes) for boxes in true], dtype=float)
-    alone = (meant[:, 2:] - meant[:, :2] + extra).prod(axis=-1)             # the true box's area
-    return np.where(blank, 0, inter) * asked, np.where(blank, alone, union) * asked, asked
+    first_predicted = np.array([boxes[0][1] if boxes else NO_BOX for boxes in predicted])
+    first_true = np.array([boxes[0][1] if boxes else NO_BOX for boxes in true], dtype=float)
+    inter, union = overlap(first_predicted, first_true, extra)
+    missing = np.array([not boxes for boxes in predicted])
+    has_truth = np.array([bool(boxes) for boxes in true], dtype=float)
+    inter = np.where(missing, 0, inter)
+    union = np.where(missing, area(first_true, extra), union)
+    return inter * has_truth, union * has_truth, has_truth
 
 
-def convention_scores(rows: Sequence[dict], end: str, extra: int, strict: bool) -> list[Score]:
-    inter, union, asked = first_boxes(rows, extra)
-    ious = np.nan_to_num(safe_divide(inter, union))
-    n = int(asked.sum())
-    return [*(ratio_score(f"Pr@{at}{end}", meets_threshold(ious, at, strict), asked, n) for at in THRESHOLDS),
-            ratio_score(f"mean IoU{end}", ious, asked, n), ratio_score(f"cumulative IoU{end}", inter, union, n)]
+# ---- several boxes an answer: detection, grounding -----------------------------------------------
+
+def score_all_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Score]:
+    """Precision, recall and F1 of all boxes; for grounding also of boxes with the same phrase."""
+    by_phrase = [False]
+    if any(row["task"] == "grounding" for row in rows):
+        by_phrase.append(True)
+    scores = [matching_score(rows, convention, phrase) for phrase in by_phrase
+              for convention in chosen_conventions(options)]
+    return [*scores, grid_ceiling(rows), unparseable(rows)]
 
 
-def score_first_boxes(rows: Sequence[dict], options: Options) -> list[Score]:
-    """Pr@0.5 .. 0.9, mean IoU, and cumulative IoU: all intersections over all unions."""
-    found = [score for convention in chosen_conventions(options)
-             for score in convention_scores(rows, *convention)]
-    return [*found, grid_ceiling(rows), count_score("unparseable", [unparseable(row) for row in rows])]
+def matching_score(rows: Sequence[dict], convention: Convention, by_phrase: bool) -> Score:
+    stats = []
+    for row in rows:
+        predicted, true = predicted_boxes(row), true_boxes(row)
+        matches = match_boxes(predicted, true, 0.5, convention, by_phrase)
+        stats.append((len(matches), len(predicted), len(true)))
+    prefix = "phrase " if by_phrase else ""
+    names = (f"{prefix}{name}@0.5{convention.suffix}" for name in ("precision", "recall", "F1"))
+    return Score(tuple(names), np.array(stats, dtype=float), precision_recall_f1)
 
 
-# ---- phrases -------------------------------------------------------------------------------------
-# Several boxes an answer, matched one to one with the true ones: detection and grounding.
+def match_boxes(predicted: PhraseBoxes, true: PhraseBoxes, threshold: float = 0.5,
+                convention: Convention = STANDARD, by_phrase: bool = False
+                ) -> list[tuple[int, int]]:
+    """Pairs (predicted, true), each box in one pair at most, highest IoU first.
 
-PhraseBoxes = list[tuple[str, tuple[float, float, float, float]]]        # (phrase, box) each
-
-
-def match_boxes(found: PhraseBoxes, true: PhraseBoxes, at: float = 0.5, extra: int = 0, strict: bool = False,
-          named: bool = False) -> list[tuple[int, int]]:
-    """Which found box is which true one, each used once, best pairs first; with `named` only
-    where the phrases are the same."""
-    if not found or not true:
+    by_phrase: only boxes of the same phrase make a pair.
+    """
+    if not predicted or not true:
         return []
-    ious = iou(*np.broadcast_arrays(np.array([box for _, box in found])[:, None],
-                                    np.array([box for _, box in true])[None]), extra)   # [F, T]
-    left, right, pairs = set(), set(), []
+    a, b = (np.array([box for _, box in boxes]) for boxes in (predicted, true))
+    ious = iou(*np.broadcast_arrays(a[:, None], b[None]), convention.extra)     # [predicted, true]
+    used_predicted, used_true, pairs = set(), set(), []
     for flat in np.argsort(-ious, axis=None, kind="stable"):
         i, j = divmod(int(flat), len(true))
-        if not meets_threshold(ious[i, j], at, strict):
+        if not convention.meets(ious[i, j], threshold):
             break
-        if i in left or j in right or named and normalize(found[i][0]) != normalize(true[j][0]):
+        if i in used_predicted or j in used_true:
             continue
-        left.add(i)
-        right.add(j)
+        if by_phrase and normalize(predicted[i][0]) != normalize(true[j][0]):
+            continue
+        used_predicted.add(i)
+        used_true.add(j)
         pairs.append((i, j))
     return pairs
 
 
 def precision_recall_f1(sums: np.ndarray) -> np.ndarray:
-    """Hits, found, true float[.., 3] -> precision, recall and F1, 0 where there is nothing."""
-    hits, found, true = np.moveaxis(sums, -1, 0)
-    return np.stack([hits / np.maximum(found, 1), hits / np.maximum(true, 1),
-                     2 * hits / np.maximum(found + true, 1)], axis=-1)
+    """Matches, predicted, true float[.., 3] -> precision, recall, F1; 0 where there is nothing."""
+    matches, predicted, true = np.moveaxis(sums, -1, 0)
+    return np.stack([matches / np.maximum(predicted, 1), matches / np.maximum(true, 1),
+                     2 * matches / np.maximum(predicted + true, 1)], axis=-1)
 
 
-def matching_score(rows: Sequence[dict], start: str, end: str, extra: int, strict: bool) -> Score:
-    pairs = [(boxes_in(row["answer"], row), true_boxes(row)) for row in rows]
-    stats = [(len(match_boxes(found, true, 0.5, extra, strict, bool(start))), len(found), len(true))
-             for found, true in pairs]
-    names = tuple(f"{start}{name}@0.5{end}" for name in ("precision", "recall", "F1"))
-    return Score(names, np.array(stats, dtype=float), precision_recall_f1)
+# ---- by the size of the object -------------------------------------------------------------------
 
-
-def score_all_boxes(rows: Sequence[dict], options: Options) -> list[Score]:
-    """Boxes wherever they are named; where an answer names what is in each, also by phrase."""
-    starts = ("", "phrase ") if any(row["task"] == "grounding" for row in rows) else ("",)
-    return [*(matching_score(rows, start, *convention) for start in starts
-              for convention in chosen_conventions(options)),
-            grid_ceiling(rows), count_score("unparseable", [unparseable(row) for row in rows])]
-
-
-# ---- sizes ---------------------------------------------------------------------------------------
-# How many boxes are found, by the size of the object.
-
-# Sides of a square of the object's area, as parts of the picture's: COCO's 32 and 96 pixels in a
-# picture of 640 x 640. Not pixels themselves, as the model sees every picture at one size.
+# Side of a square of the object's area, as a fraction of the picture's: COCO's 32 and 96 pixels in
+# a picture of 640 x 640. Not in pixels, as the model gets every picture at one size.
 SIZES = {"small (side < 5 %)": 0.05, "medium (< 15 %)": 0.15, "large": math.inf}
+
+
+def recall_by_size(rows: Sequence[dict]) -> list[Score]:
+    """The fraction of the true boxes of each size that is found at IoU 0.5.
+
+    This is Pr@0.5 where an expression has one box, recall where it has several.
+    """
+    stats = {name: np.zeros((len(rows), 2)) for name in SIZES}             # found, all
+    for i, row in enumerate(rows):
+        predicted, true = predicted_boxes(row), true_boxes(row)
+        if row["task"] == "refer":
+            predicted, true = predicted[:1], true[:1]
+        found = {j for _, j in match_boxes(predicted, true)}
+        for j, (_, box) in enumerate(true):
+            stats[size_class(box, *row["size"])][i] += (j in found, 1)
+    return [ratio_score(name, *counts.T, n=int(counts[:, 1].sum()))
+            for name, counts in stats.items() if counts.any()]
 
 
 def size_class(box: Box, width: int, height: int) -> str:
     """A key of SIZES."""
     x1, y1, x2, y2 = box
     side = math.sqrt(abs((x2 - x1) * (y2 - y1)) / (width * height))
-    return next(name for name, top in SIZES.items() if side < top)
-
-
-def recall_by_size(rows: Sequence[dict]) -> list[Score]:
-    """Of the true boxes of a size, the part that is found at IoU 0.5: Pr@0.5 where an expression
-    has one box, recall where there are several."""
-    stats = {name: np.zeros((len(rows), 2)) for name in SIZES}             # found, all
-    for i, row in enumerate(rows):
-        boxes = boxes_in(row["answer"], row), true_boxes(row)
-        found, true = (side[:1] for side in boxes) if row["task"] == "refer" else boxes
-        met = {j for _, j in match_boxes(found, true)}
-        for j, (_, box) in enumerate(true):
-            stats[size_class(box, *row["size"])][i] += (j in met, 1)
-    return [ratio_score(name, *own.T, int(own[:, 1].sum())) for name, own in stats.items() if own.any()]
+    return next(name for name, limit in SIZES.items() if side < limit)

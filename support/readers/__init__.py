@@ -1,4 +1,15 @@
-"""support/readers/__init__.py"""
+"""Published data sets -> samples: which layout a folder has, and what one of its splits holds.
+
+Each layout is a pair of functions, in FORMATS under the name that --format takes:
+
+    matches(place)                     whether a folder or file has this layout
+    read(place, split, errors)         the fields of each Sample, pictures named from the folder;
+                                       a line is appended to `errors` for each row that is wrong;
+                                       ValueError or OSError: a file that is wrong or missing
+
+A new layout is two functions and a line here. `python data.py --check` reports every row that is
+wrong, a training refuses to start at the first: both get all of `errors` from read_split.
+"""
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +28,7 @@ from support.readers.captions import (
     read_nwpu_captions,
     read_rsicd,
 )
-from support.readers.common import DataError, Sample, SampleTable
+from support.readers.common import DataError, Sample, SampleTable, leaves_folder
 from support.readers.conversations import is_llava, is_skyeye, read_llava, read_skyeye
 from support.readers.objects import (
     is_coco,
@@ -40,67 +51,11 @@ from support.readers.questions import (
     read_rsvqa,
 )
 
-# ---- ratios --------------------------------------------------------------------------------------
-# --ratio: how much of each data set an epoch has.
-
-def parse_ratios(given: Sequence[str], places: Sequence[str]) -> tuple[float, ...]:
-    """NAME=NUMBER of some data sets, 1 for the others, or the numbers of all in their order
-    -> a ratio for each of `places`, () where none is given. Raises UserError.
-
-    NAME is an entry of `places`, or its last part without .json or .jsonl.
-    """
-    pairs = [text.rpartition("=") for text in given if "=" in text]
-    if pairs and len(pairs) < len(given):
-        raise UserError(f"--ratio {' '.join(given)}: numbers alone or NAME=NUMBER alone")
-    if given and not pairs and len(given) != len(places):
-        raise UserError(f"--ratio has {len(given)} numbers for {len(places)} data sets")
-    ratios = [1.0] * len(places) if pairs else [ratio_number(text) for text in given]
-    named: dict[int, str] = {}
-    for name, _, value in pairs:
-        place = find_data_set(name, places)
-        if place in named:
-            raise UserError(f"--ratio {named[place]} and {name}: the same data set")
-        named[place], ratios[place] = name, ratio_number(value)
-    if given and not any(ratios):
-        raise UserError(f"--ratio {' '.join(given)}: nothing is left to learn")
-    return tuple(ratios)
-
-
-def find_data_set(name: str, places: Sequence[str]) -> int:
-    """The number of the one data set that the name fits."""
-    names = [short_name(place) for place in places]
-    fits = ([i for i, place in enumerate(places) if place == name]
-            or [i for i, own in enumerate(names) if own == name])
-    if not fits:
-        raise UserError(f"--ratio {name}: no such data set; there are {', '.join(names)}")
-    if len(fits) > 1:
-        raise UserError(f"--ratio {name}: fits {' and '.join(places[i] for i in fits)}; give one "
-                        "of them as it stands in --data")
-    return fits[0]
-
-
-def short_name(place: str) -> str:
-    path = PurePath(place)
-    return path.stem if path.suffix in (".json", ".jsonl") else path.name
-
-
-def ratio_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise UserError(f"--ratio {text}: not a number from 0 up")
-    return value
-
-
-# ---- data ----------------------------------------------------------------------------------------
+# ---- layouts -------------------------------------------------------------------------------------
 
 class Reader(NamedTuple):
-    """One layout. read yields a Sample's fields, the pictures named from `place`; ValueError: a
-    line that names the row."""
-    matches: Callable[[Path], bool]                                 # place
-    read: Callable[[Path, str], Iterator[dict | ValueError]]        # place, split
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, str, list[str]], Iterator[dict]]
 
 
 FORMATS = {
@@ -128,111 +83,187 @@ FORMATS = {
     "dior_rsvg": Reader(is_dior_rsvg, read_dior_rsvg),
     "voc": Reader(is_voc, read_voc),
     "dota": Reader(is_dota, read_dota),
-    # AID, NWPU-RESISC45, RSSCN7, UC Merced: a folder a class
+    # AID, NWPU-RESISC45, RSSCN7, UC Merced: one folder a class
     "class_folder": Reader(is_class_folder, read_class_folder),
 }
 
 
-# ---- data ----------------------------------------------------------------------------------------
-
-def find_format(place: Path, name: str = "") -> Reader:
-    """The one of FORMATS that reads a place: the named one, or the first that knows it."""
+def find_format(place: Path, format_name: str = "") -> Reader:
+    """The named layout, or the first that matches. DataError: there is none."""
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
-    if name and name not in FORMATS:
-        raise DataError(f"--format {name}: unknown; there are {', '.join(FORMATS)}")
-    found = [FORMATS[name]] if name else [m for m in FORMATS.values() if m.matches(place)]
-    if not found:
-        raise DataError(f"{place}: in no layout that is read here ({', '.join(FORMATS)})")
-    return found[0]
+    if format_name:
+        if format_name not in FORMATS:
+            raise DataError(f"--format {format_name}: unknown; there are {', '.join(FORMATS)}")
+        return FORMATS[format_name]
+    for reader in FORMATS.values():
+        if reader.matches(place):
+            return reader
+    raise DataError(f"{place}: in no layout that can be read ({', '.join(FORMATS)})")
 
 
-# ---- data ----------------------------------------------------------------------------------------
-
-def read_rows(place: Path, split: str, form: str = "") -> Iterator[dict | ValueError]:
-    """The fields of each sample, pictures named in full; for a row that is wrong, the error."""
-    reader, root, known = find_format(place, form), place if place.is_dir() else place.parent, {}
-    try:
-        for row in reader.read(place, split):
-            if isinstance(row, dict):
-                names = tuple(row["images"])
-                if names not in known:
-                    known[names] = resolve_inside(root, names)
-                row["images"] = known[names]
-                if known[names] is None:
-                    row = ValueError(f"{row['source']}: {', '.join(names)}: a data file may only "
-                                     f"name pictures inside {root}")
-            yield row
-    except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-    except (AttributeError, LookupError, SyntaxError, TypeError) as error:
-        raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
-
-
-# ---- data ----------------------------------------------------------------------------------------
-
-def read_split(place: Path, split: str, form: str = "", tasks: Sequence[str] = ()
-            ) -> tuple[SampleTable, SampleTable, list[str]]:
-    """-> single-task samples, conversations, and what is wrong with the rows that make none."""
-    single, talks, bad = SampleTable(), SampleTable(), []
-    for row in read_rows(place, split, form):
-        try:
-            if isinstance(row, ValueError):
-                raise row
-            if not tasks or row["task"] in tasks:
-                (talks if row["task"] == "conversation" else single).add(row)
-        except ValueError as error:
-            bad.append(str(error))
-    return single, talks, bad
-
-
-# ---- data ----------------------------------------------------------------------------------------
+# ---- samples -------------------------------------------------------------------------------------
 
 def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Sequence[str] = (),
-              form: str = "", skipped: list[str] | None = None) -> Sequence[Sample]:
+              format_name: str = "", skipped: list[str] | None = None) -> Sequence[Sample]:
     """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
 
     Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
-    conversations out, stage 2 takes them alone where there are any. A row that is wrong is a
-    DataError, or where `skipped` is a list is left out and told there.
+    conversations out, stage 2 takes only these if there are any; tasks: of all, only these.
+    Rows and pictures that are wrong are a DataError, or, where `skipped` is a list, are left out
+    and described there.
     """
-    single, talks, bad = read_split(Path(place), split, form, tasks)
-    if bad and skipped is None:
-        raise DataError(f"{bad[0]}{f' (and {len(bad) - 1} rows more)' if len(bad) > 1 else ''}")
+    single, conversations, errors = read_split(Path(place), split, format_name, tasks)
     if skipped is not None:
-        skipped += bad
+        skipped += errors
+    elif errors:
+        more = f" (and {len(errors) - 1} rows more)" if len(errors) > 1 else ""
+        raise DataError(errors[0] + more)
     if not stage:
-        single.join(talks)
-    samples = (talks or single) if stage == 2 else (single or talks)
-    looked = read_headers(path for names in samples.images for path in names)
-    faults = {path: told for path, (_, _, told) in looked.items() if told}
-    if faults and skipped is None:
-        raise DataError(f"{next(iter(faults.values()))} ({place} names it"
-                        f"{f', and {len(faults) - 1} more like it' if len(faults) > 1 else ''})")
-    if faults:
-        skipped += faults.values()
-        samples = SampleTable(vars(sample) for sample in samples if not faults.keys() & sample.images)
+        single.join(conversations)
+    samples = (conversations or single) if stage == 2 else (single or conversations)
+    samples = drop_broken_pictures(samples, place, skipped)
     if not samples:
         raise DataError(f"{place}: no samples in split {split!r}")
     return samples if split == "train" else gather_references(list(samples))
 
 
-# ---- data ----------------------------------------------------------------------------------------
+def drop_broken_pictures(samples: SampleTable, place: str | Path, skipped: list[str] | None
+                         ) -> SampleTable:
+    """Without the samples whose pictures cannot be read; DataError where `skipped` is None."""
+    headers = read_headers(path for paths in samples.image_sets for path in paths)
+    broken = {path: reason for path, (_, _, reason) in headers.items() if reason}
+    if not broken:
+        return samples
+    if skipped is None:
+        more = f", and {len(broken) - 1} more like it" if len(broken) > 1 else ""
+        raise DataError(f"{next(iter(broken.values()))} ({place} names it{more})")
+    skipped += broken.values()
+    return SampleTable(vars(sample) for sample in samples
+                       if not broken.keys() & set(sample.images))
+
+
+def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[str] = ()
+               ) -> tuple[SampleTable, SampleTable, list[str]]:
+    """-> single-task samples, conversations, and a line for each row that is wrong.
+
+    DataError: the layout is unknown, or one of its files is wrong or missing.
+    """
+    single, conversations = SampleTable(), SampleTable()
+    errors: list[str] = []
+    for row in read_rows(place, split, format_name, errors):
+        if not tasks or row["task"] in tasks:
+            table = conversations if row["task"] == "conversation" else single
+            try:
+                table.add(row)
+            except ValueError as error:
+                errors.append(str(error))
+    return single, conversations, errors
+
+
+def read_rows(place: Path, split: str, format_name: str, errors: list[str]) -> Iterator[dict]:
+    """The fields of each sample, pictures with their full paths."""
+    reader = find_format(place, format_name)
+    root = place if place.is_dir() else place.parent
+    paths_of: dict[tuple[str, ...], tuple[str, ...] | None] = {}    # many samples name the same
+    try:
+        for row in reader.read(place, split, errors):
+            names = tuple(row["images"])
+            if names not in paths_of:
+                paths_of[names] = resolve_inside(root, names)
+            row["images"] = paths_of[names]
+            if row["images"] is None:
+                errors.append(f"{row['source']}: {', '.join(names)}: a data file may only name "
+                              f"pictures inside {root}")
+            else:
+                yield row
+    except (ValueError, OSError, UserError) as error:
+        raise DataError(str(error)) from error
+    except (AttributeError, LookupError, SyntaxError, TypeError) as error:
+        raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
+
 
 def resolve_inside(root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The paths of pictures named in a data file; None if one leaves the data's folder."""
-    leave = any(Path(name).is_absolute() or ".." in Path(name).parts for name in names)
-    return None if leave else tuple(str(root / name) for name in names)
+    """The paths of pictures named in a data file; None if one is outside the data's folder."""
+    if any(leaves_folder(name) for name in names):
+        return None
+    return tuple(str(root / name) for name in names)
 
-
-# ---- data ----------------------------------------------------------------------------------------
 
 def gather_references(samples: list[Sample]) -> list[Sample]:
     """All captions of a picture become one sample, asked once and scored against each."""
-    captions: dict[tuple, list[Sample]] = {}
+    captions: dict[tuple[str, ...], list[Sample]] = {}
+    others = []
     for sample in samples:
         if sample.task in ("caption", "video"):
             captions.setdefault(sample.images, []).append(sample)
+        else:
+            others.append(sample)
     gathered = [replace(group[0], references=tuple(sample.turns[0][1] for sample in group))
                 for group in captions.values()]
-    return gathered + [sample for sample in samples if sample.task not in ("caption", "video")]
+    return gathered + others
+
+
+# ---- ratios --------------------------------------------------------------------------------------
+
+def parse_ratios(ratios: Sequence[str], places: Sequence[str]) -> tuple[float, ...]:
+    """The values of --ratio, how much of each data set an epoch has -> a ratio for each of
+    `places`, or () if there are none. UserError.
+
+    Either NAME=NUMBER for some data sets, the others being 1, or a number for each in their order.
+    NAME is an entry of `places`, or its last part without .json or .jsonl.
+    """
+    if not ratios:
+        return ()
+    named = ["=" in text for text in ratios]
+    if any(named) and not all(named):
+        raise UserError(f"--ratio {' '.join(ratios)}: numbers alone or NAME=NUMBER alone")
+    if all(named):
+        numbers = parse_named_ratios(ratios, places)
+    elif len(ratios) == len(places):
+        numbers = [ratio_number(text) for text in ratios]
+    else:
+        raise UserError(f"--ratio has {len(ratios)} numbers for {len(places)} data sets")
+    if not any(numbers):
+        raise UserError(f"--ratio {' '.join(ratios)}: nothing is left to learn")
+    return tuple(numbers)
+
+
+def parse_named_ratios(ratios: Sequence[str], places: Sequence[str]) -> list[float]:
+    numbers = [1.0] * len(places)
+    name_of: dict[int, str] = {}
+    for text in ratios:
+        name, _, value = text.rpartition("=")
+        place = find_data_set(name, places)
+        if place in name_of:
+            raise UserError(f"--ratio {name_of[place]} and {name}: the same data set")
+        name_of[place], numbers[place] = name, ratio_number(value)
+    return numbers
+
+
+def find_data_set(name: str, places: Sequence[str]) -> int:
+    """The index of the one data set that the name fits."""
+    names = [short_name(place) for place in places]
+    fits = ([i for i, place in enumerate(places) if place == name]
+            or [i for i, own in enumerate(names) if own == name])
+    if not fits:
+        raise UserError(f"--ratio {name}: no such data set; there are {', '.join(names)}")
+    if len(fits) > 1:
+        raise UserError(f"--ratio {name}: fits {' and '.join(places[i] for i in fits)}; name one "
+                        "of them as it stands in --data")
+    return fits[0]
+
+
+def short_name(place: str) -> str:
+    path = PurePath(place)
+    return path.stem if path.suffix in (".json", ".jsonl") else path.name
+
+
+def ratio_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"--ratio {text}: not a number from 0 up")
+    return value

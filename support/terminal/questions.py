@@ -1,18 +1,26 @@
-"""support/terminal/questions.py"""
+"""Questions and answers as text: tasks, sampling, regions in a question, boxes in an answer.
+
+A question names its task in front, `[refer] where is the ship ?`, or it names none and is a free
+question. People measure a region in pixels; the model reads and writes `{<x1><y1><x2><y2>}`,
+hundredths of the picture's sides (data.encode_box). All functions here take and return text and
+numbers, no model.
+"""
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-from data import BOX, IDENTIFIERS, TEMPLATES, encode_box, parse_boxes
-from support.common import Box
+from data import BOX, IDENTIFIERS, TEMPLATES, encode_box, find_boxes, parse_boxes
+from support.common import Box, UserError
 
-# ---- requests ------------------------------------------------------------------------------------
-# What a question asks for: its task, typed as [task] or told from plain words.
+# ---- tasks ---------------------------------------------------------------------------------------
 
 PICTURE = r"(?:(?:this|the) )?(?:image|picture|photo|photograph|scene|it|this)"
 
-
-REQUESTS = (        # the first that fits the whole request, in lower case, without its last mark
+# The first pattern that fits a whole request decides; requests are in lower case, without the
+# punctuation at their end.
+TASK_PATTERNS = (
     (rf"(?:what is|what's|describe|name)(?: it| this)?(?: (?:in|at))? ({BOX.pattern})",
      "[identify] what is it in {}"),
     (r"(?:find|detect|locate|mark|show)(?: me)? (?:all|every|each)(?: of)?(?: the)? (.+)",
@@ -28,123 +36,148 @@ REQUESTS = (        # the first that fits the whole request, in lower case, with
 )
 
 
-# Of upstream's web demo; where a task is named always the likeliest word, as its evaluation does.
-OPEN_SAMPLING, TASK_SAMPLING = ({"temperature": 0.6, "repetition_penalty": 1.05},
-               {"temperature": 0.0, "repetition_penalty": 1.0})
-
-
-def as_task(request: str) -> str:
-    """A plain request in the words of the task it names; others, and [tasks], as they are."""
-    words = re.sub(r"^(?:please|can you|could you)\s+", "", " ".join(request.lower().split()))
-    for pattern, asked in REQUESTS:
-        if match := re.fullmatch(pattern, words.rstrip(" ?!.")):
-            return asked.replace("{}", match[1].strip())
-    return request
-
-
 def task_of(question: str) -> str:
-    """refer, vqa, ..; "" for a free question. ValueError: begins with an unknown [task]."""
-    name = question[1:question.find("]")] if question.startswith("[") and "]" in question else ""
+    """"refer", "vqa", ..; "" for a free question. UserError: it begins with an unknown [task]."""
+    if not question.startswith("[") or "]" not in question:
+        return ""
+    name = question[1:question.find("]")]
     if name and name not in IDENTIFIERS:
-        known = " ".join(f"[{name}]" for name in IDENTIFIERS)
-        raise ValueError(f"[{name}]: unknown task; there are {known}")
+        known = " ".join(f"[{task}]" for task in IDENTIFIERS)
+        raise UserError(f"[{name}]: unknown task; there are {known}")
     return name
 
 
+def as_task_prompt(request: str) -> str:
+    """A request in plain English -> the prompt of the task it asks for; other texts unchanged."""
+    words = re.sub(r"^(?:please|can you|could you)\s+", "", " ".join(request.lower().split()))
+    for pattern, prompt in TASK_PATTERNS:
+        if match := re.fullmatch(pattern, words.rstrip(" ?!.")):
+            return prompt.replace("{}", match[1].strip())
+    return request
+
+
 def referred_phrase(question: str) -> str:
-    """What a [refer] question asks for: the question without the template around it."""
-    patterns = [re.escape(template).replace(r"\{\}", "(.+)") for template in TEMPLATES["refer"]]
-    found = [match[1] for match in (re.fullmatch(p, question) for p in patterns) if match]
-    return min(found, key=len, default="")
+    """What a [refer] question asks for, without the template around it; "" for other questions."""
+    phrases = []
+    for template in TEMPLATES["refer"]:
+        pattern = re.escape(template).replace(r"\{\}", "(.+)")
+        if match := re.fullmatch(pattern, question):
+            phrases.append(match[1])
+    return min(phrases, key=len, default="")
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+# Free questions are sampled as in upstream's web demo; where a task is named, the most probable
+# token is taken, as in upstream's evaluation.
+OPEN_SAMPLING = {"temperature": 0.6, "repetition_penalty": 1.05}
+TASK_SAMPLING = {"temperature": 0.0, "repetition_penalty": 1.0}
 
 
 def sampling_for(question: str, sampling: Mapping) -> dict:
-    """How its answer is drawn: what is None in `sampling` is what fits the question."""
-    fitting = TASK_SAMPLING if task_of(question) else OPEN_SAMPLING
-    return {name: fitting[name] if value is None else value for name, value in sampling.items()}
+    """`sampling` with each None replaced by the default for this kind of question."""
+    defaults = TASK_SAMPLING if task_of(question) else OPEN_SAMPLING
+    return {name: defaults[name] if value is None else value for name, value in sampling.items()}
 
 
-# ---- regions -------------------------------------------------------------------------------------
-# Regions in a question: people measure them in pixels, the model reads hundredths.
+# ---- regions in a question -----------------------------------------------------------------------
 
 FOUR_NUMBERS = r"(\d+)[,\s]+(\d+)[,\s]+(\d+)[,\s]+(\d+)"
-
-
 PIXEL_REGION = re.compile(rf"(?:[\[{{(]\s*)?\b{FOUR_NUMBERS}\s*[\]}})]?\s*(?:px|pixels)\b")
-
-
-BARE_REGION = re.compile(rf"[\[{{(<]?\s*{FOUR_NUMBERS}")
-
-
+BARE_REGION = re.compile(rf"[\[{{(<]?\s*{FOUR_NUMBERS}")        # four numbers without a unit
 REGION_FORMS = "{<12><30><55><70>} in hundredths of the sides, or 120 80 300 260 px in pixels"
 
 
 def regions_to_text(question: str, size: tuple[int, int] | None, pad: bool = False) -> str:
     """`120 80 300 260 px` (left, top, right, bottom) -> `{<23><15><58><50>}` in 512 x 512.
 
-    size: the first picture's; None without one. ValueError: no box, or not in the picture.
+    size: width and height of the first picture, None without one; pad: as in data.encode_box.
+    UserError or ValueError: the region cannot be read, or does not lie in the picture.
     """
-    def written(match: re.Match) -> str:
+    def encode(match: re.Match) -> str:
         if size is None:
-            raise ValueError(f"{match[0].strip()}: pixels of no picture; name one")
+            raise UserError(f"{match[0].strip()}: a region in pixels needs a picture; name one")
         return encode_box(tuple(map(int, match.groups())), *size, pad)
 
-    question = PIXEL_REGION.sub(written, question)
+    question = PIXEL_REGION.sub(encode, question)
     for box in BOX.finditer(question):
-        if max(int(number) for number in box.groups()[:4]) > 100:
-            raise ValueError(f"{box[0]}: over 100; a region is {REGION_FORMS}")
-    if question.startswith("[identify]") and BARE_REGION.search(question) and not BOX.search(question):
-        raise ValueError(f"{BARE_REGION.search(question)[0].strip()}: a region is {REGION_FORMS}")
+        if not find_boxes(box[0]):
+            raise UserError(f"{box[0]}: over 100; a region is {REGION_FORMS}")
+    bare = BARE_REGION.search(question)
+    if bare and question.startswith("[identify]") and not BOX.search(question):
+        raise UserError(f"{bare[0].strip()}: a region is {REGION_FORMS}")
     return question
 
 
-# ---- marks ---------------------------------------------------------------------------------------
-# The boxes of an answer, in pixels of the picture they belong to.
+# ---- boxes in an answer --------------------------------------------------------------------------
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
-
-
-NAMED_PICTURE = re.compile(r"\b(?:image|picture|photo|frame)\s+(\d+)\b|"
-                   rf"\b({'|'.join(ORDINALS)})\s+(?:image|picture|photo|frame)\b", re.IGNORECASE)
+NAMED_PICTURE = re.compile(
+    r"\b(?:image|picture|photo|frame)\s+(\d+)\b|"
+    rf"\b({'|'.join(ORDINALS)})\s+(?:image|picture|photo|frame)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Detection:
+    """One box of an answer."""
     phrase: str                         # "" where neither answer nor question names it
-    box: Box                            # pixels of the whole picture
-    picture: int = 0                    # which one of the conversation's
-    confidence: float | None = None     # 0 to 1
+    box: Box                            # pixels of the full-size picture
+    picture: int = 0                    # index among the pictures of the conversation
+    confidence: float | None = None     # 0 to 1; None: the model did not write this box
 
-    def told(self, names: Sequence[str]) -> str:
+    def describe(self, names: Sequence[str]) -> str:
+        """"the ship: x 21 to 41, y 42 to 82 pixels (0.31)"; names: of the pictures."""
         x1, y1, x2, y2 = (round(side) for side in self.box)
-        sure = "" if self.confidence is None else f" ({self.confidence:.2f})"
-        where = f" of {names[self.picture]}" if len(names) > 1 else ""
-        return f"{self.phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels{where}{sure}"
+        picture = f" of {names[self.picture]}" if len(names) > 1 else ""
+        confidence = "" if self.confidence is None else f" ({self.confidence:.2f})"
+        return f"{self.phrase or 'box'}: x {x1} to {x2}, y {y1} to {y2} pixels{picture}{confidence}"
 
-    def entry(self, names: Sequence[str]) -> dict:
+    def to_json(self, names: Sequence[str]) -> dict:
         return {"phrase": self.phrase, "pixels": [round(side, 1) for side in self.box],
                 "confidence": self.confidence, "picture": names[self.picture]}
 
 
-def find_detections(question: str, answer: str, sizes: Sequence[tuple[int, int]], pad: bool = False,
-               sure: Sequence[float] = ()) -> list[Detection]:
-    """sizes: width and height of each picture; sure: the confidence of each box in the answer.
+def find_detections(question: str, answer: str, sizes: Sequence[tuple[int, int]],
+                    pad: bool = False, scores: Sequence[float] = ()) -> list[Detection]:
+    """The boxes of an answer, in pixels of the picture that each lies in.
 
-    A box lies in the first picture, unless the answer names another one before it ("picture 2",
+    That is the first picture, unless the answer names another one before the box ("picture 2",
     "the second image"). Where the question gave the box ([identify]), the answer names it.
+    sizes: width and height of each picture; pad: as in data.parse_boxes; scores: the confidence
+    of each box in the answer.
     """
     text, name = answer, referred_phrase(question)
     if task_of(question) == "identify" and not BOX.search(answer):
-        text, name, sure = question, answer, ()
-    boxes = [match for match in BOX.finditer(text) if max(map(int, match.groups()[:4])) <= 100]
-    own = [named_picture(text[:match.start()], len(sizes)) for match in boxes] if sizes else []
-    parsed = {k: parse_boxes(text, *sizes[k], pad=pad) for k in set(own)}
-    return [Detection(parsed[k][i][0] or name, parsed[k][i][1], k, sure[i] if i < len(sure) else None)
-            for i, k in enumerate(own)]
+        text, name, scores = question, answer, ()
+    if not sizes:
+        return []
+    boxes_by_picture = [parse_boxes(text, *size, pad=pad) for size in sizes]
+    detections = []
+    for i, match in enumerate(find_boxes(text)):
+        picture = named_picture(text[:match.start()], len(sizes))
+        phrase, box = boxes_by_picture[picture][i]
+        score = scores[i] if i < len(scores) else None
+        detections.append(Detection(phrase or name, box, picture, score))
+    return detections
 
 
-def named_picture(before: str, pictures: int) -> int:
-    """The number, from 0, of the picture that a text has named last; 0 if none."""
+def named_picture(text: str, pictures: int) -> int:
+    """The index of the picture that a text names last; 0 if it names none of them."""
     named = [int(number) - 1 if number else ORDINALS.index(word.lower())
-             for number, word in NAMED_PICTURE.findall(before)]
-    return next((k for k in reversed(named) if 0 <= k < pictures), 0)
+             for number, word in NAMED_PICTURE.findall(text)]
+    return next((index for index in reversed(named) if 0 <= index < pictures), 0)
+
+
+def confidences(texts: Sequence[str], log_probs: Sequence[float]) -> list[float]:
+    """The confidence of each box in an answer, 0 to 1, in the order of data.find_boxes.
+
+    It is the geometric mean of the probabilities of the tokens that the box is written with.
+    texts: what each token adds to the answer; log_probs: their log-probabilities.
+    """
+    ends = list(accumulate(map(len, texts)))
+    scores = []
+    for match in find_boxes("".join(texts)):
+        own = [log_prob for text, end, log_prob in zip(texts, ends, log_probs, strict=True)
+               if end - len(text) < match.end() and end > match.start()]
+        scores.append(math.exp(sum(own) / len(own)))
+    return scores

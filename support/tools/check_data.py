@@ -1,260 +1,293 @@
-"""support/tools/check_data.py"""
-import argparse
+"""`python data.py`: --check reports what is wrong with a data set, --show draws its samples.
+
+A finding is a fault, which stops a training, or a note, which does not:
+
+    row                     makes no sample (the readers say why)
+    picture                 missing, cut off, or no picture
+    empty question          only captions need none
+    box                     not a number, without area, or outside the picture
+    class                   not among those that its question lists
+    too long                over --max_tokens
+
+    box corrected           corners in the wrong order, or over the edge: encode_box puts it right
+    long strip              squashed to a square, its sides differ more than 4 times
+    duplicate sample        the same pictures, texts and boxes again
+    picture in two splits   in train and in another split
+"""
 import json
 import math
 import random
-import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from data import Tokenizer, apply_templates, encode_conversation, load_images, parse_boxes
+from data import (
+    PROMPTS,
+    Tokenizer,
+    apply_templates,
+    encode_conversation,
+    load_images,
+    parse_boxes,
+)
+from support.common import Box, UserError, option, parse_config
 from support.images.clips import is_clip
 from support.images.draw import contact_sheet, draw_boxes
-from support.images.read import read_headers
-from support.readers import read_split
-from support.readers.common import DataError, Sample
+from support.images.read import PictureHeader, read_headers
+from support.readers import FORMATS, read_split
+from support.readers.common import DataError, Sample, SampleTable
 from support.readers.conversations import describe_skyeye_fields, is_skyeye
-
-# ---- rows ----------------------------------------------------------------------------------------
-# What can be wrong with a sample, told as (kind, what): faults stop a training, notes do not.
+from support.readers.questions import listed_classes
 
 FAULTS = ("row", "picture", "empty question", "box", "class", "too long")
+NOTES = ("box corrected", "long strip", "duplicate sample", "picture in two splits")
+
+STRIP_RATIO = 4                 # long side to short side, from which a picture is a long strip
+TEMPLATE_TOKENS = 200           # more than a template takes
+MEASURED_SAMPLES = 5000         # samples of a split whose tokens are counted for the histogram
+BUCKET_TOKENS = 64              # width of a bucket of the histogram
+CLIP_FRAMES = 8                 # of a clip, as train.py's --frames has it
+
+EXAMPLES_SAVED, EXAMPLES_SHOWN = 20, 3          # of each kind, in the JSON and on the screen
+
+Splits = dict[str, tuple[SampleTable, list[str]]]       # name -> samples, lines about wrong rows
 
 
-NOTES = ("box put right", "long strip", "said twice", "picture in two splits")
+# ---- the command ---------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class CheckConfig:
+    check: str = option("", "report what is wrong with this data set; the exit code is 1 if there "
+                        "is a fault", metavar="DATA")
+    show: str = option("", "draw samples of this data set, with their boxes, on a sheet",
+                       metavar="DATA")
+    format: str = option("", "layout of the data set, one of " + " ".join(FORMATS)
+                         + "; empty: recognized from its files")
+    splits: tuple[str, ...] = option(("train", "val", "test"), "splits to read; those that do not "
+                                     "exist are skipped, and --show draws the first")
+    tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer that the lengths are "
+                            "measured with")
+    prompt: str = option("skyeye", "prompt style", choices=tuple(PROMPTS))
+    visual_tokens: int = option(16, "visual tokens of a picture; 256 at full size")
+    max_tokens: int = option(1024, "longest sample in tokens; a longer one is a fault")
+    json: str = option("", "with --check: write the report to this JSON file", metavar="FILE")
+    samples: int = option(12, "with --show: number of samples", aliases=("-n",))
+    seed: int = option(42, "with --show: which samples are drawn")
+    out: str = option("sheet.png", "with --show: file of the sheet", metavar="FILE")
 
 
-CLASS_LIST = re.compile(r"given classes: (.+?)\. ")
+def parse_args(argv: Sequence[str] | None = None) -> CheckConfig:
+    return parse_config(CheckConfig, argv, "Look at a data set before a training does.")
 
 
-def check_sample(sample, sizes: list[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    """sizes: of the sample's pictures, (0, 0) where one cannot be read."""
-    for question, answer in sample.turns:
-        if not question.strip() and sample.task not in ("caption", "video"):
-            yield "empty question", f"before {answer[:40]!r}"
-    if sample.task == "scene":
-        yield from check_class(*sample.turns[0])
-    if sizes and min(sizes[0]):
-        for box in sample.boxes:
-            yield from check_box(box, *sizes[0])
-
-
-def check_class(question: str, answer: str) -> Iterator[tuple[str, str]]:
-    listed = CLASS_LIST.search(question)
-    if listed and answer not in listed[1].split(", "):
-        yield "class", f"{answer!r} is none of the classes in its question"
-
-
-def check_box(box: tuple[float, ...], width: int, height: int) -> Iterator[tuple[str, str]]:
-    x1, x2, y1, y2 = *sorted(box[::2]), *sorted(box[1::2])
-    told = f"{tuple(round(side, 1) for side in box)} in {width} x {height}"
-    if not all(map(math.isfinite, box)):
-        yield "box", f"{told}: not a number"
-    elif x1 == x2 or y1 == y2:
-        yield "box", f"{told}: no area"
-    elif x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        yield "box", f"{told}: outside the picture"
-    elif (x1, y1, x2, y2) != tuple(box):
-        yield "box put right", f"{told}: corners in the wrong order"
-    elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-        yield "box put right", f"{told}: reaches over the edge"
-
-
-# ---- report --------------------------------------------------------------------------------------
-# What was found in a data set, for people and as JSON.
-
-MAX_EXAMPLES = 20              # examples of each kind in the JSON, three of them on the screen
-
-
-class Report:
-    """Findings by kind, and what there is."""
-
-    def __init__(self):
-        self.count, self.examples = Counter(), defaultdict(list)
-        self.samples, self.lengths = Counter(), Counter()
-        self.pictures = 0
-
-    def add(self, kind: str, where: str, what: str = "") -> None:
-        self.count[kind] += 1
-        if len(self.examples[kind]) < MAX_EXAMPLES:
-            self.examples[kind].append(f"{where}: {what}" if what else where)
-
-    def faults(self) -> int:
-        return sum(self.count[kind] for kind in FAULTS)
-
-    def text(self) -> str:
-        lines = [f"{n:>10,}  {name}" for name, n in sorted(self.samples.items())]
-        lines.append(f"{self.pictures:>10,}  pictures")
-        for length, n in sorted(self.lengths.items()):
-            lines.append(f"{n:>10,}  of {sum(self.lengths.values()):,} samples that were measured "
-                         f"have {length} to {length + 63} tokens")
-        for kind in (*FAULTS, *NOTES):
-            if self.count[kind]:
-                mark = "FAULT" if kind in FAULTS else "note"
-                lines.append(f"{mark}: {kind}, {self.count[kind]:,}")
-                lines += [f"    {example}" for example in self.examples[kind][:3]]
-        return "\n".join([*lines, f"{self.faults():,} faults"])
-
-    def json(self) -> str:
-        return json.dumps({"faults": self.faults(), "samples": self.samples, "found": self.count,
-                           "examples": self.examples, "tokens": self.lengths,
-                           "pictures": self.pictures}, indent=1, ensure_ascii=False)
-
-
-# ---- check ---------------------------------------------------------------------------------------
-# A data set looked through, every split of it: rows, pictures, boxes, classes, lengths.
-
-MEASURED_SAMPLES = 5000             # samples of a split whose tokens are counted for the histogram
-
-
-TEMPLATE_TOKENS, STRIP_RATIO = 200, 4        # tokens a template takes at most; long side to short side
-
-
-def check_data(splits: dict[str, tuple[Sequence, list[str]]], tokens: Callable, longest: int,
-          slots: int) -> Report:
-    """splits: name -> samples, and what is wrong with rows that make none. tokens(sample) is to
-    be at most `longest`; `slots`: tokens of a picture."""
-    report = Report()
-    looked = check_pictures(report, splits)
-    for name, (samples, bad) in splits.items():
-        for what in bad:
-            report.add("row", what)
-        said, each = Counter(), len(samples) // MEASURED_SAMPLES + 1
-        for i, sample in enumerate(tqdm(samples, desc=name, unit="sample", disable=None)):
-            report.samples[f"{name} {sample.task}"] += 1
-            sizes = [looked[path][:2] for path in sample.images]
-            for kind, what in check_sample(sample, sizes):
-                report.add(kind, sample.source, what)
-            said[hash((sample.images, sample.turns, sample.boxes))] += 1
-            letters = 4 * sum(len(text) for turn in sample.turns for text in turn)
-            if i % each == 0 or letters > longest - TEMPLATE_TOKENS - slots * len(sizes):
-                count = tokens(sample)
-                report.lengths[count // 64 * 64] += i % each == 0
-                if count > longest:
-                    report.add("too long", sample.source, f"{count} tokens, over {longest}")
-        report.count["said twice"] += sum(n - 1 for n in said.values())
-    check_splits(report, splits)
-    return report
-
-
-def check_pictures(report: Report, splits: dict) -> dict[str, tuple[int, int, str]]:
-    paths = dict.fromkeys(path for samples, _ in splits.values() for names in samples.images
-                          for path in names)
-    looked = read_headers(paths)
-    report.pictures = len(paths)
-    for path, (width, height, fault) in looked.items():
-        if fault:
-            report.add("picture", fault)
-        elif max(width, height) > STRIP_RATIO * min(width, height):
-            report.add("long strip", path, f"{width} x {height}, squashed to a square")
-    return looked
-
-
-def check_splits(report: Report, splits: dict) -> None:
-    sets = {name: {path for names in samples.images for path in names}
-            for name, (samples, _) in splits.items()}
-    for name in sets.keys() - {"train"}:
-        for path in sorted(sets[name] & sets.get("train", set())):
-            report.add("picture in two splits", path, f"train and {name}")
-
-
-# ---- command -------------------------------------------------------------------------------------
-# The flags of `python data.py`, and what they do.
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Look at a data set before a "
-                                     "training does: --check tells what is wrong, --show draws.")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--check", type=Path, metavar="DATA", help="exit code 1: something is wrong")
-    which.add_argument("--show", type=Path, metavar="DATA", help="samples, with boxes, on a sheet")
-    parser.add_argument("--format", default="", help="layout of DATA (default: seen)")
-    parser.add_argument("--splits", nargs="+", default=["train", "val", "test"])
-    parser.add_argument("--tokenizer", type=Path, default=Path("weights/nano/tokenizer.model"))
-    parser.add_argument("--prompt", default="skyeye", help="style (default %(default)s)")
-    parser.add_argument("--visual_tokens", "--visual-tokens", type=int, default=16,
-                        help="of a picture; 256 at full size (default %(default)s)")
-    parser.add_argument("--max_tokens", "--max-tokens", type=int, default=1024)
-    parser.add_argument("--json", type=Path, help="with --check: the report as JSON")
-    parser.add_argument("-n", type=int, default=12, help="with --show: samples")
-    parser.add_argument("--seed", type=int, default=42, help="with --show: which samples")
-    parser.add_argument("--out", type=Path, default=Path("sheet.png"), help="with --show: sheet")
-    return parser.parse_args(argv)
-
-
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """-> the exit code: 0 fine, 1 something is wrong with the data, 2 with the command."""
-    args = parse_args()
+    args = parse_args(argv)
     try:
-        splits = read_splits(args)
-        if args.show:
-            return draw_samples(args, next(iter(splits.values()))[0])
-        count = partial(count_tokens, Tokenizer(args.tokenizer), args.visual_tokens, args.prompt)
-        report = check_data(splits, count, args.max_tokens, args.visual_tokens)
-    except (DataError, OSError) as problem:
-        print(f"data.py: {problem}", file=sys.stderr)
+        if bool(args.check) == bool(args.show):
+            raise UserError("name a data set with --check or with --show")
+        return check(args) if args.check else show(args)
+    except (UserError, OSError) as error:
+        print(f"data.py: {error}", file=sys.stderr)
         return 2
-    for line in describe_skyeye_fields(args.check) if is_skyeye(args.check) else ():
-        print(line)
+
+
+def check(args: CheckConfig) -> int:
+    place = Path(args.check)
+    splits = read_splits(place, args)
+    report = check_data(splits, TokenCounter(Tokenizer(args.tokenizer), args))
+    if is_skyeye(place):
+        print("\n".join(describe_skyeye_fields(place)))
     print(report.text())
     if args.json:
-        args.json.write_text(report.json() + "\n", encoding="utf-8")
-    return int(report.faults() > 0)
+        Path(args.json).write_text(report.json() + "\n", encoding="utf-8")
+    return 1 if report.faults() else 0
 
 
-# ---- splits --------------------------------------------------------------------------------------
-# The splits that a data set has, and a sheet of samples from one.
-
-def read_splits(args: argparse.Namespace) -> dict:
-    """Those that are there; data without splits are one."""
-    splits = {}
-    for split in args.splits:
-        try:
-            single, talks, bad = read_split(args.check or args.show, split, args.format)
-        except DataError as problem:
-            if not isinstance(problem.__cause__, FileNotFoundError):
-                raise
-            continue
-        single.join(talks)
-        if (single or bad) and all(single.block != old.block for old, _ in splits.values()):
-            splits[split] = single, bad
-    if not splits:
-        raise DataError(f"{args.check or args.show}: no samples in {', '.join(args.splits)}")
-    return splits
-
-
-def draw_samples(args: argparse.Namespace, samples: Sequence) -> int:
+def show(args: CheckConfig) -> int:
+    samples, _ = next(iter(read_splits(Path(args.show), args).values()))
     rng = random.Random(args.seed)
-    chosen = sorted(rng.sample(range(len(samples)), min(args.n, len(samples))))
-    contact_sheet([show_sample(samples[i], rng) for i in chosen]).save(args.out)
+    chosen = sorted(rng.sample(range(len(samples)), min(args.samples, len(samples))))
+    contact_sheet([draw_sample(samples[i], rng) for i in chosen]).save(args.out)
     print(f"{args.out}: {len(chosen)} of {len(samples):,} samples")
     return 0
 
 
-# ---- data ----------------------------------------------------------------------------------------
-
-# ---- python data.py --check, --show --------------------------------------------------------------
-
-def count_tokens(tokenizer: Tokenizer, visual_tokens: int, style: str, sample: Sample) -> int:
-    """How many tokens a sample takes, its boxes at their longest."""
-    long = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
-    pictures = sum(8 if is_clip(path) else 1 for path in sample.images)
-    turns = apply_templates(long, (1, 1), style=style)
-    return len(encode_conversation(tokenizer, turns, visual_tokens, pictures, style)[0])
-
-
-# ---- data ----------------------------------------------------------------------------------------
-
-def show_sample(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:
-    """-> the first picture with its boxes, and the turns as the model reads them."""
+def draw_sample(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:
+    """-> the first picture with its boxes, and the turns as the model is given them."""
     pictures = load_images(sample.images, frames=1)
     image = pictures[0].image if pictures else Image.new("RGB", (320, 40))
     turns = apply_templates(sample, pictures[0].size if pictures else image.size, rng=rng)
     text = "\n".join(f"{question}\n> {answer}" for question, answer in turns)
     return draw_boxes(image, parse_boxes(text, *image.size)), text
+
+
+def read_splits(place: Path, args: CheckConfig) -> Splits:
+    """The splits that there are; a data set that has the same for each is one split. DataError."""
+    splits: Splits = {}
+    for name in args.splits:
+        try:
+            samples, conversations, errors = read_split(place, name, args.format)
+        except DataError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                continue                                # no such split
+            raise
+        samples.join(conversations)
+        is_new = all(samples.text != other.text for other, _ in splits.values())
+        if is_new and (samples or errors):
+            splits[name] = samples, errors
+    if not splits:
+        raise DataError(f"{place}: no samples in {', '.join(args.splits)}")
+    return splits
+
+
+# ---- findings ------------------------------------------------------------------------------------
+
+class Report:
+    """Findings by kind with some examples, and how much there is."""
+
+    def __init__(self):
+        self.found: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = defaultdict(list)
+        self.samples: Counter[str] = Counter()          # by split and task
+        self.tokens: Counter[int] = Counter()           # samples by length, lower end of a bucket
+        self.pictures = 0
+
+    def add(self, kind: str, source: str, reason: str = "") -> None:
+        self.found[kind] += 1
+        if len(self.examples[kind]) < EXAMPLES_SAVED:
+            self.examples[kind].append(f"{source}: {reason}" if reason else source)
+
+    def faults(self) -> int:
+        return sum(self.found[kind] for kind in FAULTS)
+
+    def text(self) -> str:
+        lines = [f"{count:>10,}  {name}" for name, count in sorted(self.samples.items())]
+        lines.append(f"{self.pictures:>10,}  pictures")
+        measured = sum(self.tokens.values())
+        lines += [f"{count:>10,}  of {measured:,} samples that were measured have {low} to "
+                  f"{low + BUCKET_TOKENS - 1} tokens" for low, count in sorted(self.tokens.items())]
+        for kind in (*FAULTS, *NOTES):
+            if self.found[kind]:
+                level = "FAULT" if kind in FAULTS else "note"
+                lines.append(f"{level}: {kind}, {self.found[kind]:,}")
+                lines += [f"    {example}" for example in self.examples[kind][:EXAMPLES_SHOWN]]
+        return "\n".join([*lines, f"{self.faults():,} faults"])
+
+    def json(self) -> str:
+        return json.dumps({"faults": self.faults(), "samples": self.samples, "found": self.found,
+                           "examples": self.examples, "tokens": self.tokens,
+                           "pictures": self.pictures}, indent=1, ensure_ascii=False)
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+class TokenCounter:
+    """How many tokens samples take, with the prompt style and limit of the command line."""
+
+    def __init__(self, tokenizer: Tokenizer, args: CheckConfig):
+        self.tokenizer, self.style = tokenizer, args.prompt
+        self.visual_tokens, self.max_tokens = args.visual_tokens, args.max_tokens
+
+    def count(self, sample: Sample) -> int:
+        """With its boxes at their longest, in the first template."""
+        longest = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
+        turns = apply_templates(longest, (1, 1), style=self.style)
+        num_images = sum(CLIP_FRAMES if is_clip(path) else 1 for path in sample.images)
+        return len(encode_conversation(self.tokenizer, turns, self.visual_tokens, num_images,
+                                       self.style)[0])
+
+    def may_be_too_long(self, sample: Sample) -> bool:
+        """False only where even a token for each byte is within the limit: counting is slow."""
+        num_bytes = 4 * sum(len(text) for turn in sample.turns for text in turn)
+        visual_tokens = self.visual_tokens * len(sample.images)
+        return num_bytes + TEMPLATE_TOKENS + visual_tokens > self.max_tokens
+
+
+def check_data(splits: Splits, tokens: TokenCounter) -> Report:
+    report = Report()
+    headers = check_pictures(splits, report)
+    for name, (samples, errors) in splits.items():
+        for error in errors:
+            report.add("row", error)
+        times: Counter[int] = Counter()                 # of each sample
+        step = len(samples) // MEASURED_SAMPLES + 1
+        for i, sample in enumerate(tqdm(samples, desc=name, unit="sample", disable=None)):
+            report.samples[f"{name} {sample.task}"] += 1
+            for kind, reason in check_sample(sample, [headers[path] for path in sample.images]):
+                report.add(kind, sample.source, reason)
+            times[hash((sample.images, sample.turns, sample.boxes))] += 1
+            check_length(sample, tokens, i % step == 0, report)
+        report.found["duplicate sample"] += sum(count - 1 for count in times.values())
+    check_splits(splits, report)
+    return report
+
+
+def check_length(sample: Sample, tokens: TokenCounter, measured: bool, report: Report) -> None:
+    """measured: whether its length counts in the histogram."""
+    if not measured and not tokens.may_be_too_long(sample):
+        return
+    count = tokens.count(sample)
+    if measured:
+        report.tokens[count // BUCKET_TOKENS * BUCKET_TOKENS] += 1
+    if count > tokens.max_tokens:
+        report.add("too long", sample.source, f"{count} tokens, over {tokens.max_tokens}")
+
+
+def check_pictures(splits: Splits, report: Report) -> dict[str, PictureHeader]:
+    headers = read_headers(path for samples, _ in splits.values()
+                           for paths in samples.image_sets for path in paths)
+    report.pictures = len(headers)
+    for path, (width, height, fault) in headers.items():
+        if fault:
+            report.add("picture", fault)
+        elif max(width, height) > STRIP_RATIO * min(width, height):
+            report.add("long strip", path, f"{width} x {height}, squashed to a square")
+    return headers
+
+
+def check_splits(splits: Splits, report: Report) -> None:
+    pictures = {name: {path for paths in samples.image_sets for path in paths}
+                for name, (samples, _) in splits.items()}
+    train = pictures.pop("train", set())
+    for name, paths in pictures.items():
+        for path in sorted(paths & train):
+            report.add("picture in two splits", path, f"train and {name}")
+
+
+def check_sample(sample: Sample, headers: Sequence[PictureHeader]) -> Iterator[tuple[str, str]]:
+    """-> (kind, reason) of each finding; headers: of the sample's pictures."""
+    for question, answer in sample.turns:
+        if not question.strip() and sample.task not in ("caption", "video"):
+            yield "empty question", f"before {answer[:40]!r}"
+    if sample.task == "scene":
+        yield from check_class(*sample.turns[0])
+    if headers and headers[0].width and headers[0].height:
+        for box in sample.boxes:
+            yield from check_box(box, headers[0].width, headers[0].height)
+
+
+def check_class(question: str, answer: str) -> Iterator[tuple[str, str]]:
+    classes = listed_classes(question)
+    if classes and answer not in classes:
+        yield "class", f"{answer!r} is none of the classes in its question"
+
+
+def check_box(box: Box, width: int, height: int) -> Iterator[tuple[str, str]]:
+    x1, x2 = sorted(box[::2])
+    y1, y2 = sorted(box[1::2])
+    where = f"{tuple(round(side, 1) for side in box)} in {width} x {height}"
+    if not all(map(math.isfinite, box)):
+        yield "box", f"{where}: not a number"
+    elif x1 == x2 or y1 == y2:
+        yield "box", f"{where}: no area"
+    elif x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        yield "box", f"{where}: outside the picture"
+    elif (x1, y1, x2, y2) != tuple(box):
+        yield "box corrected", f"{where}: corners in the wrong order"
+    elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        yield "box corrected", f"{where}: reaches over the edge"

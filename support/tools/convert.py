@@ -1,31 +1,28 @@
-"""support/tools/convert.py"""
-import argparse
-import json
+"""`python projector.py`: downloaded weights -> a model folder, or a model folder -> another form.
+
+    --llama DIR --vit FILE --adapter FILE --out DIR      the downloads of SkyEyeGPT or MiniGPT-v2
+    --llama DIR --out DIR                                a whole LLaVA-1.5
+    --model DIR --form FORM --out DIR                    a model folder for other programs
+
+Everything is checked before anything is written. Tensors are read and written one after the other,
+so that a model of 14 GB needs the memory of one shard.
+"""
 import math
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import sentencepiece
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import vit
 from llama import LlamaConfig
-from lora import LoRAConfig, merged_weight
-from projector import (
-    DTYPES,
-    PROJECTORS,
-    SkyEyeConfig,
-    SkyEyeGPT,
-    build_on_meta,
-    read_config,
-    read_tensors,
-)
+from lora import LoRAConfig, merge_weight
+from projector import DTYPES, PROJECTORS, SkyEyeConfig, build_on_meta, read_config
 from support.checkpoints.files import (
     LazyTensor,
     ModelError,
@@ -39,223 +36,279 @@ from support.checkpoints.files import (
 from support.checkpoints.load import (
     HF_KEYS,
     PLAIN_LORA,
+    Tensors,
     fit_vit,
     read_adapter,
     read_base,
+    read_folder,
     read_llama_config,
     read_vit,
+    released_vit,
     sizes_from_shapes,
 )
 from support.checkpoints.names import is_adapter_name
-from support.common import write_atomic
+from support.common import UserError, option, parse_config, write_atomic
 from vit import ViTConfig
 
-# ---- config --------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
-def find_tokenizer(folder: Path, vocabulary: int) -> Path:
-    """tokenizer.model there or, as Meta packs it, above; of as many pieces as embeddings."""
+FORMS = {
+    "merged": "one model folder, with the LoRA merged into the weights",
+    "llama": "the language model, with the LoRA merged, for Hugging Face's LlamaForCausalLM",
+    "peft": "LoRA and projector as a peft folder",
+    "minigpt_v2": "LoRA and projector as a .pth file for MiniGPT-v2's code",
+}
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    llama: str = option("", "folder of LLaMA-2-7B-chat, Vicuna or LLaVA-1.5, in the layout of "
+                        "Hugging Face or Meta", metavar="DIR")
+    vit: str = option("", "EVA ViT-g or CLIP: a file, or a folder of shards", metavar="PATH")
+    adapter: str = option("", "LoRA and projector: SkyEyeGPT.pth, a .pth of MiniGPT-v2, or a LoRA "
+                          "folder of peft or LLaVA", metavar="PATH")
+    model: str = option("", "instead of --llama: a model folder to write in another form",
+                        metavar="DIR")
+    out: str = option("", "folder to write; it must not exist or be empty", metavar="DIR")
+    copy: bool = option(False, "write the language model to --out too, instead of naming the "
+                        "folder where it is")
+    prompt: str = option("", "prompt style, one of data.PROMPTS", default_text="what fits the "
+                         "weights")
+    form: str = option("merged", "with --model, the form to write; "
+                       + "; ".join(f"{form}: {text}" for form, text in FORMS.items()),
+                       choices=tuple(FORMS))
+    dtype: str = option("bf16", "with --model, the type of merged weights", choices=tuple(DTYPES))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> ConvertConfig:
+    return parse_config(ConvertConfig, argv, "Convert downloaded weights to a model folder, or a "
+                        "model folder to what other programs read.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """UserError and OSError are for the caller to print."""
+    args = parse_args(argv)
+    if bool(args.llama) == bool(args.model):
+        raise UserError("name either --llama, to convert downloads, or --model, to export a model")
+    if not args.out:
+        raise UserError("name the folder to write with --out")
+    if args.llama:
+        convert(args)
+    else:
+        export(args)
+    print(f"wrote {args.out}", file=sys.stderr)
+
+
+# ---- downloads -> a model folder -----------------------------------------------------------------
+
+PartTensors = dict[str, Tensors]        # "llama", "vit", "adapter" -> tensors by SkyEyeGPT's names
+
+
+def convert(args: ConvertConfig, vit_config: ViTConfig | None = None) -> None:
+    """Write a model folder from downloads. ModelError.
+
+    vit_config: None for one of the two released vision encoders; which one shows in the names.
+    """
+    out = Path(args.out)
+    require_empty(out)
+    places = {part: Path(place) for part, place in (
+        ("llama", args.llama), ("vit", args.vit), ("adapter", args.adapter)) if place}
+    llama_fields = read_llama_config(places["llama"])
+    parts, lora = read_parts(places, llama_fields.get("heads", 32))
+    llama = LlamaConfig(**llama_fields | sizes_from_shapes(parts["llama"]))
+    base = "" if args.copy else str(places["llama"].resolve())
+    config = choose_config(parts, llama, lora, vit_config, args.prompt, base)
+    parts = {part: fit_vit(tensors, config.vit, "visual_encoder.")
+             for part, tensors in parts.items()}
+    if "adapter" not in parts and not has_projector(parts):
+        parts["adapter"] = new_projector(config)
+    check_parts(parts, config, places)
+    tokenizer = find_tokenizer(places["llama"], config.llama.vocab_size)
+    for part, tensors in parts.items():
+        numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        print(f"{part}: {numbers:,} parameters in {len(tensors)} tensors, "
+              f"{places.get(part, 'new, to be trained')}", file=sys.stderr)
+        if args.copy or part != "llama":
+            write_shards(out, part, tensors)
+    write_json(out / "config.json", asdict(config))
+    shutil.copyfile(tokenizer, out / "tokenizer.model")
+    print(f"prompts: in the style {config.prompt}", file=sys.stderr)
+
+
+def read_parts(places: dict[str, Path], heads: int) -> tuple[PartTensors, LoRAConfig | None]:
+    """Open every download -> its tensors, renamed, and the LoRA of the adapter.
+
+    heads: of the language model's attention. The base may hold all parts (LLaVA in one folder).
+    """
+    parts, lora = {"llama": read_base(places["llama"], heads)}, None
+    if "vit" in places:
+        parts["vit"] = {f"visual_encoder.{name}": tensor
+                        for name, tensor in read_vit(places["vit"]).items()}
+    if "adapter" in places:
+        parts["adapter"], lora = read_adapter(places["adapter"])
+    return parts, lora
+
+
+def choose_config(parts: PartTensors, llama: LlamaConfig, lora: LoRAConfig | None,
+                  vit_config: ViTConfig | None, prompt: str, base: str) -> SkyEyeConfig:
+    """From the names: CLIP belongs to LLaVA-1.5, EVA with a LoRA to MiniGPT-v2 or SkyEyeGPT."""
+    tensors = all_tensors(parts)
+    if "visual_encoder.pos_embed" not in tensors:
+        raise ModelError("no vision encoder in what was named: add it with --vit")
+    released = released_vit(tensors, "visual_encoder.")
+    common = {"vit": vit_config or released, "llama": llama, "lora": lora, "base": base}
+    if released.variant == "clip":
+        return SkyEyeConfig(**common, patches_per_token=1, projector="mlp2x_gelu",
+                            prompt=prompt or "vicuna_v1")
+    return SkyEyeConfig(**common, patches_per_token=4, projector="linear",
+                        prompt=prompt or ("minigpt_v2" if lora else "skyeye"))
+
+
+def all_tensors(parts: PartTensors) -> Tensors:
+    return {name: tensor for tensors in parts.values() for name, tensor in tensors.items()}
+
+
+def has_projector(parts: PartTensors) -> bool:
+    return any(name.startswith("llama_proj.") for name in all_tensors(parts))
+
+
+def new_projector(config: SkyEyeConfig) -> Tensors:
+    """Random start values, for a model whose projector is still to be trained."""
+    projector = PROJECTORS[config.projector](config)
+    for module in projector.modules():
+        if isinstance(module, vit.Linear):
+            vit.init_linear(module)
+    return in_memory({f"llama_proj.{k}": v for k, v in projector.state_dict().items()})
+
+
+def check_parts(parts: PartTensors, config: SkyEyeConfig, places: dict[str, Path]) -> None:
+    """Does every download hold just the tensors of its part? ModelError names the one that does
+    not."""
+    wanted = tensor_shapes(build_on_meta(config, places["llama"]))
+    for part, tensors in parts.items():
+        shapes = {name: shape for name, shape in wanted.items() if part_of(name, parts) == part}
+        check_names_and_shapes(places.get(part, part), shapes, tensors)
+
+
+def part_of(name: str, parts: PartTensors) -> str:
+    """The part that a tensor of SkyEyeGPT belongs to; "llama" where that part came with it."""
+    part = "llama"
+    if is_adapter_name(name):
+        part = "adapter"
+    elif name.startswith("visual_encoder."):
+        part = "vit"
+    return part if part in parts else "llama"
+
+
+def find_tokenizer(folder: Path, vocab_size: int) -> Path:
+    """tokenizer.model in the folder or, as Meta packs it, above. ModelError: none that fits."""
     file = folder / "tokenizer.model"
-    file = file if file.is_file() else folder.parent / "tokenizer.model"
+    if not file.is_file():
+        file = folder.parent / "tokenizer.model"
     try:
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(file)).vocab_size()
     except (OSError, RuntimeError):
         raise ModelError(f"{folder}: no readable tokenizer.model there; download it") from None
-    if pieces != vocabulary:
-        raise ModelError(f"{file}: {pieces} pieces for the {vocabulary} embeddings of {folder}")
+    if pieces != vocab_size:
+        raise ModelError(f"{file}: {pieces} pieces for the {vocab_size} embeddings of {folder}")
     return file
 
 
-def hf_config(config) -> dict:
-    """LlamaConfig -> the config.json of a Hugging Face folder."""
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
-            "num_key_value_heads": config.heads, "hidden_act": "silu", "tie_word_embeddings": False,
-            "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2,
-            **{theirs: getattr(config, ours) for theirs, ours in HF_KEYS.items()}}
+# ---- a model folder -> what other programs read --------------------------------------------------
 
-
-# ---- peft ----------------------------------------------------------------------------------------
-
-def write_peft_folder(folder: Path, tensors: dict[str, Tensor], lora, base: str) -> None:
-    """tensors: LoRA and projector under SkyEyeGPT's names; lora: a LoRAConfig."""
-    folder.mkdir(parents=True, exist_ok=True)
-    theirs = {name.replace("llama_model.", "base_model.model.", 1): tensor
-              for name, tensor in tensors.items() if ".lora_" in name}
-    rest = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
-    for file, own in (("adapter_model", theirs), ("projector", rest)):
-        write_atomic(folder / f"{file}.safetensors",
-                     lambda path, own=own: save_file(own, path, {"format": "pt"}))
-    told = PLAIN_LORA | {"task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": lora.r,
-                    "lora_alpha": lora.alpha, "lora_dropout": lora.dropout,
-                    "target_modules": list(lora.targets), "inference_mode": True}
-    write_atomic(folder / "adapter_config.json",
-                 lambda path: path.write_text(json.dumps(told, indent=2) + "\n"))
-
-
-# ---- store ---------------------------------------------------------------------------------------
-# Downloads -> a model folder. Everything is checked before anything is written.
-
-Parts = dict[str, dict[str, LazyTensor]]        # "vit", "adapter", "llama" -> tensors, by our names
-
-
-def convert(places: dict[str, Path], out: Path, copy: bool,
-            build: Callable[[Parts, dict, dict], tuple[nn.Module, Parts]]) -> None:
-    """places: "llama", and where they lie elsewhere "vit" and "adapter". Only with `copy` is the
-    language model written too. build(parts, sizes, lora) -> the model on the meta device, and the
-    parts as it takes them."""
-    require_empty(out)
-    sizes, lora = read_llama_config(places["llama"]), {}
-    parts = {"llama": read_base(places["llama"], sizes.get("heads", 32))}
-    if "vit" in places:
-        parts["vit"] = {f"visual_encoder.{k}": s for k, s in read_vit(places["vit"]).items()}
-    if "adapter" in places:
-        parts["adapter"], lora = read_adapter(places["adapter"])
-    model, parts = build(parts, sizes | sizes_from_shapes(parts["llama"]), lora)
-    wanted = tensor_shapes(model)
-    for part, tensors in parts.items():
-        own = {k: shape for k, shape in wanted.items() if part_of(k, parts) == part}
-        check_names_and_shapes(places.get(part, part), own, tensors)
-    tokenizer = find_tokenizer(places["llama"], model.config.llama.vocab_size)
-    for part, tensors in parts.items():
-        count = sum(math.prod(stored.shape) for stored in tensors.values())
-        print(f"{part}: {count:,} parameters in {len(tensors)} tensors, "
-              f"{places.get(part, 'new, to be trained')}", file=sys.stderr)
-        if copy or part != "llama":
-            write_shards(out, part, tensors)
-    write_json(out / "config.json", asdict(model.config))
-    shutil.copyfile(tokenizer, out / "tokenizer.model")
-    print(f"prompts: in the style {model.config.prompt}", file=sys.stderr)
-
-
-def part_of(name: str, parts: Parts) -> str:
-    """The part a tensor must be in."""
-    part = "adapter" if is_adapter_name(name) else "llama"
-    part = "vit" if name.startswith("visual_encoder.") else part
-    return part if part in parts else "llama"
-
-
-# ---- export --------------------------------------------------------------------------------------
-# A model folder -> what others read, or one folder with the LoRA merged.
-
-EXPORT_FORMS = {
-    "merged": "one model folder, the LoRA in the weights",
-    "llama": "the language model for Hugging Face's LlamaForCausalLM, the LoRA in the weights",
-    "peft": "LoRA and projector as a peft folder",
-    "minigpt_v2": "LoRA and projector as a .pth for MiniGPT-v2's code",
-}
-
-
-def export_model(folder: Path, out: Path, form: str, config, tensors: dict[str, LazyTensor],
-           merged: dict[str, LazyTensor], dtype: torch.dtype) -> None:
-    """config: a SkyEyeConfig; tensors, merged: by SkyEyeGPT's names, as stored and with the LoRA
-    in the weights, which are written as `dtype`. LoRA stays in float32."""
-    added = {name: stored.read().float().contiguous() for name, stored in tensors.items()
-             if is_adapter_name(name)}
-    if form in ("peft", "minigpt_v2") and not config.lora:
+def export(args: ConvertConfig) -> None:
+    """Write a model folder in one of FORMS. ModelError."""
+    folder, out = Path(args.model), Path(args.out)
+    config = read_config(folder)
+    tensors = read_folder(folder, config.vit)
+    check_names_and_shapes(folder, tensor_shapes(build_on_meta(config, folder)), tensors)
+    if args.form in ("peft", "minigpt_v2") and not config.lora:
         raise ModelError(f"{folder}: there is no LoRA in it")
     if config.lora and config.lora.experts:
-        raise ModelError(f"{folder}: MoE-LoRA cannot be merged, and nobody else reads it")
+        raise ModelError(f"{folder}: MoE-LoRA cannot be merged, and no other program reads it")
     require_empty(out)
-    if form == "peft":
-        write_peft_folder(out, added, config.lora, config.base)
-    elif form == "minigpt_v2":
-        write_minigpt(out / "SkyEyeGPT.pth", added, config.lora)
-    elif form == "llama":
-        own = {name.removeprefix("llama_model."): stored for name, stored in merged.items()
-               if name.startswith("llama_model.")}
-        write_shards(out, "model", own, dtype)
-        write_json(out / "config.json", hf_config(config.llama) | {"torch_dtype": str(dtype)[6:]})
+    if args.form == "merged":
+        write_merged(out, config, tensors, DTYPES[args.dtype])
+    elif args.form == "llama":
+        write_llama(out, config, tensors, DTYPES[args.dtype])
+    elif args.form == "peft":
+        write_peft(out, config, read_adapter_tensors(tensors))
     else:
-        write_shards(out, "model", merged, dtype)
-        write_json(out / "config.json", asdict(replace(config, lora=None, base="")))
+        write_minigpt_v2(out / "SkyEyeGPT.pth", config.lora, read_adapter_tensors(tensors))
     shutil.copyfile(folder / "tokenizer.model", out / "tokenizer.model")
 
 
-def write_minigpt(file: Path, added: dict[str, torch.Tensor], lora) -> None:
+def write_merged(out: Path, config: SkyEyeConfig, tensors: Tensors, dtype: torch.dtype) -> None:
+    write_shards(out, "model", merge_lazy(tensors, config.lora), dtype)
+    write_json(out / "config.json", asdict(replace(config, lora=None, base="")))
+
+
+def write_llama(out: Path, config: SkyEyeConfig, tensors: Tensors, dtype: torch.dtype) -> None:
+    """A Hugging Face folder without the vision encoder and the projector."""
+    merged = merge_lazy(tensors, config.lora)
+    write_shards(out, "model", {name.removeprefix("llama_model."): tensor
+                                for name, tensor in merged.items()
+                                if name.startswith("llama_model.")}, dtype)
+    write_json(out / "config.json", {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_key_value_heads": config.llama.heads,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    } | {theirs: getattr(config.llama, ours) for theirs, ours in HF_KEYS.items()})
+
+
+def write_peft(out: Path, config: SkyEyeConfig, adapter: dict[str, Tensor]) -> None:
+    """The LoRA as peft reads it, the projector beside it in a file of its own."""
+    out.mkdir(parents=True, exist_ok=True)
+    lora = {name.replace("llama_model.", "base_model.model.", 1): tensor
+            for name, tensor in adapter.items() if ".lora_" in name}
+    projector = {name: tensor for name, tensor in adapter.items() if ".lora_" not in name}
+    for file, tensors in (("adapter_model", lora), ("projector", projector)):
+        write_atomic(out / f"{file}.safetensors", lambda path, tensors=tensors: save_file(
+            tensors, path, {"format": "pt"}))
+    write_json(out / "adapter_config.json", PLAIN_LORA | {
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.base,
+        "r": config.lora.r,
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": config.lora.dropout,
+        "target_modules": list(config.lora.targets),
+        "inference_mode": True,
+    })
+
+
+def write_minigpt_v2(file: Path, lora: LoRAConfig, adapter: dict[str, Tensor]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    theirs = {name.replace("llama_model.", "llama_model.base_model.model.", 1): tensor
-              for name, tensor in added.items()}
-    content = {"model": theirs, "config": {"model": {"lora_r": lora.r, "lora_alpha": lora.alpha}}}
+    model = {name.replace("llama_model.", "llama_model.base_model.model.", 1): tensor
+             for name, tensor in adapter.items()}
+    content = {"model": model, "config": {"model": {"lora_r": lora.r, "lora_alpha": lora.alpha}}}
     write_atomic(file, lambda path: torch.save(content, path))
 
 
-# ---- flags ---------------------------------------------------------------------------------------
-# What `python projector.py` is told.
-
-DTYPE_NAMES = ("fp32", "bf16", "fp16")
-
-
-FLAGS = {
-    "llama": "folder: LLaMA-2-7B-chat, Vicuna or LLaVA-1.5, Hugging Face's or Meta's",
-    "vit": "EVA ViT-g or CLIP: a file, or a folder of shards",
-    "adapter": "SkyEyeGPT.pth, MiniGPT-v2's .pth, a peft or LLaVA LoRA folder",
-    "model": "or: a model folder, to be written in another form",
-    "out": "folder to write",
-}
+def read_adapter_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """LoRA and projector in float32."""
+    return {name: tensor.read().float().contiguous() for name, tensor in tensors.items()
+            if is_adapter_name(name)}
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description="Downloaded weights to a "
-                                     "model folder, or a model folder to what others read.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    for flag, text in FLAGS.items():
-        (source if flag in ("llama", "model") else parser).add_argument(
-            f"--{flag}", type=Path, help=text, required=flag == "out")
-    parser.add_argument("--copy", action="store_true", help="write the language model to --out too")
-    parser.add_argument("--prompt", default="", help="a style of data.py (default: what fits)")
-    parser.add_argument("--form", choices=EXPORT_FORMS, default="merged",
-                        help="; ".join(f"{form}: {text}" for form, text in EXPORT_FORMS.items()))
-    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="bf16", help="of merged weights")
-    return parser.parse_args(argv)
-
-
-# ---- projector -----------------------------------------------------------------------------------
-
-# ---- downloads to a model folder, and back -------------------------------------------------------
-
-def build_from_parts(parts: Parts, sizes: dict, lora: dict, prompt: str, base: str,
-          eye: ViTConfig | None = None) -> tuple[SkyEyeGPT, Parts]:
-    """What the names tell: CLIP is LLaVA-1.5's eye; EVA with a LoRA MiniGPT-v2 or SkyEyeGPT."""
-    found = {name for tensors in parts.values() for name in tensors}
-    if "visual_encoder.pos_embed" not in found:
-        raise ModelError("no vision encoder in what was named: add it with --vit")
-    clip = "visual_encoder.norm_pre.weight" in found
-    eye = eye or vit.PRESETS["clip_vit_l_336" if clip else "eva_vit_g"]
-    prompt = prompt or ("vicuna_v1" if clip else "minigpt_v2" if lora else "skyeye")
-    config = SkyEyeConfig(eye, LlamaConfig(**sizes), LoRAConfig(**lora) if lora else None,
-                          1 if clip else 4, "mlp2x_gelu" if clip else "linear", prompt, base)
-    parts = {part: fit_vit(own, eye, "visual_encoder.") for part, own in parts.items()}
-    if "adapter" not in parts and not any(name.startswith("llama_proj.") for name in found):
-        fresh = PROJECTORS[config.projector](config).state_dict()
-        parts["adapter"] = in_memory({f"llama_proj.{name}": tensor for name, tensor in fresh.items()})
-    return build_on_meta(config, base), parts
-
-
-# ---- projector -----------------------------------------------------------------------------------
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.llama:
-        places = {k: v for k, v in vars(args).items() if v and k in ("llama", "vit", "adapter")}
-        base = "" if args.copy else str(args.llama.resolve())
-        convert(places, args.out, args.copy, partial(build_from_parts, prompt=args.prompt, base=base))
-    else:
-        config = read_config(args.model)
-        tensors = read_tensors(args.model, config)
-        check_names_and_shapes(args.model, tensor_shapes(build_on_meta(config, args.model)), tensors)
-        mergeable = config.lora and not config.lora.experts
-        merged = merge_lazy(tensors, config.lora) if mergeable else tensors
-        export_model(args.model, args.out, args.form, config, tensors, merged, DTYPES[args.dtype])
-    print(f"wrote {args.out}", file=sys.stderr)
-
-
-# ---- lora ----------------------------------------------------------------------------------------
-
-def merge_lazy(tensors: dict[str, LazyTensor], config: LoRAConfig) -> dict[str, LazyTensor]:
-    """merge_lora on the tensors of a file, each merged when it is read, in float32."""
-    merged = {name: stored for name, stored in tensors.items() if ".lora_" not in name}
-    for stem in [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]:
-        weight, a, b = (tensors[stem + end] for end in (".weight", ".lora_A.weight",
-                                                        ".lora_B.weight"))
-        merged[stem + ".weight"] = weight.then(weight.shape, lambda w, a=a, b=b: merged_weight(
-            w, a.read(), b.read(), config.alpha / config.r))
+def merge_lazy(tensors: Tensors, lora: LoRAConfig | None) -> Tensors:
+    """lora.merge_lora for tensors in a file: each is merged when it is read, in float32."""
+    if lora is None:
+        return tensors
+    merged = {name: tensor for name, tensor in tensors.items() if ".lora_" not in name}
+    for name in tensors:
+        if ".lora_A." in name:
+            layer = name.removesuffix(".lora_A.weight")
+            merged[f"{layer}.weight"] = merge_layer(tensors, layer, lora.alpha / lora.r)
     return merged
+
+
+def merge_layer(tensors: Tensors, layer: str, scale: float) -> LazyTensor:
+    weight = tensors[f"{layer}.weight"]
+    lora_A, lora_B = tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"]
+    return weight.map(weight.shape, lambda w: merge_weight(w, lora_A.read(), lora_B.read(), scale))

@@ -1,113 +1,189 @@
-"""support/training/checkpoints.py"""
+"""Checkpoints of a run: written completely or not at all, found again, resumed.
+
+    OUTPUT_DIR/checkpoint-2000/
+        config.json, *.safetensors, tokenizer.model     a model folder, as chat.py and eval.py read
+        trainer.pt      a dict: step, config (train.TrainConfig's fields), where (versions, commit),
+                        optimizer, scaler, parameters (the trained ones, in float32)
+
+A checkpoint is written to checkpoint-N.tmp, flushed to the disk and renamed, so neither a kill nor
+a power cut leaves half of one under the final name. There is no random state in it: every step
+seeds its own.
+"""
 import contextlib
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor
 
+from lora import LoRAConfig
+from projector import SkyEyeGPT, read_config
 from support.checkpoints.files import ModelError, check_safetensors, read_json
-from support.common import UserError, environment, is_out_of_memory
-from support.training.distributed import gather_full, restore
+from support.checkpoints.names import is_adapter_name
+from support.common import UserError, differences, environment, is_out_of_memory
+from support.training.distributed import gather_full, get_rank, load_full
 
-# ---- disk ----------------------------------------------------------------------------------------
-# A folder put on the disk so that neither a crash nor a power cut leaves half of it.
+# What a resumed run may change. The LoRA is compared by itself, see lora_settings.
+MAY_CHANGE = ("device", "compile", "shard", "num_workers", "save_steps", "save_total_limit",
+              "log_steps", "log_to", "resume", "force", "output_dir")
 
-def make_room(out: Path, step: int, need: int) -> None:
-    """Remove what interrupted runs left up to `step`; then are `need` bytes and 5 % free?"""
-    out.mkdir(parents=True, exist_ok=True)
-    for path in out.glob("checkpoint-*.tmp"):
-        told = path.name[11:].split(".")[0]
-        if told.isdecimal() and int(told) <= step:
-            shutil.rmtree(path, ignore_errors=True)
-    need, free = need + need // 20, shutil.disk_usage(out).free
-    if need > free:
-        raise UserError(f"{out / f'checkpoint-{step}'}: {need:,} bytes to write, {free:,} free; "
-                        "make room or name another --output_dir")
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, ModelError)     # where a disk is full
 
 
-def fsync_tree(path: Path, deep: bool = True) -> None:
-    """A file, or a folder and, if deep, all in it, onto the disk. Raises OSError."""
-    for inner in path.iterdir() if deep and path.is_dir() else ():
-        fsync_tree(inner)
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+# ---- save and resume -----------------------------------------------------------------------------
+
+@dataclass
+class TrainState:
+    """What a checkpoint stores and a resumed run restores."""
+    model: SkyEyeGPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    settings: dict                      # the fields of train.TrainConfig
+
+    @property
+    def out(self) -> Path:
+        return Path(self.settings["output_dir"])
 
 
-def rename_folder(aside: Path, final: Path) -> None:
-    """Rename a folder; one of that name stands until then, and again if the renaming fails."""
-    before = final.with_name(final.name + ".old.tmp")
-    if final.exists():
-        final.rename(before)
-    try:
-        aside.rename(final)
-    except BaseException:
-        if before.exists():
-            before.rename(final)
-        raise
-    fsync_tree(final.parent, deep=False)
-    shutil.rmtree(before, ignore_errors=True)
+def save(state: TrainState, step: int) -> Path:
+    """Write checkpoint-STEP, remove the oldest -> its folder.
+
+    All processes call it and rank 0 writes. UserError: it could not be written, and all earlier
+    checkpoints are as they were.
+    """
+    model, final = state.model, state.out / f"checkpoint-{step}"
+    tensors = gather_full(model.state_dict())
+    optimizer = gather_full(state.optimizer.state_dict())
+    if get_rank():
+        return final
+    trained = {name: tensors[name] for name, p in model.named_parameters() if p.requires_grad}
+    trainer = {"step": step, "config": state.settings, "where": environment(),
+               "optimizer": optimizer, "scaler": state.scaler.state_dict(), "parameters": trained}
+    # In float32: the model, the trained parameters again, AdamW's two moments of each.
+    size = 4 * sum(p.numel() for p in tensors.values())
+    size += 12 * sum(p.numel() for p in trained.values())
+    with new_checkpoint(state.out, step, size) as folder:
+        write_model(folder, model, state.settings, tensors)
+        torch.save(trainer, folder / "trainer.pt")
+    remove_oldest(state.out, final, state.settings["save_total_limit"])
+    return final
 
 
-def remove_oldest(found: Sequence[Path], final: Path, limit: int) -> None:
-    """The oldest, so that `limit` stay (0: all), `final` among them; half of one is never seen."""
-    old = [path for path in found if path != final]
-    for path in old[:len(old) + 1 - limit] if limit else ():
-        aside = path.with_name(path.name + ".tmp")
-        with contextlib.suppress(OSError):      # the new one stands, which is what counts
-            path.rename(aside)
-            shutil.rmtree(aside)
+def save_result(state: TrainState) -> Path:
+    """Write the trained model into the output folder itself -> that folder."""
+    tensors = gather_full(state.model.state_dict())
+    if get_rank() == 0:
+        write_model(state.out, state.model, state.settings, tensors)
+    return state.out
 
 
-# ---- whole ---------------------------------------------------------------------------------------
-# Is a checkpoint whole? Told from its files alone.
+def write_model(folder: Path, model: SkyEyeGPT, settings: dict, tensors: dict[str, Tensor]) -> None:
+    """A model folder: complete; or, where nothing but adapters was trained, those and the path of
+    the model they belong to. tensors: the model's full state dict."""
+    adapters_only = all(is_adapter_name(n) for n, p in model.named_parameters() if p.requires_grad)
+    model.save_pretrained(folder, base=settings["model"] if adapters_only else "", state=tensors)
+    tokenizer = Path(settings["model"]) / "tokenizer.model" if settings["model"] else Path(
+        settings["tokenizer"])
+    shutil.copyfile(tokenizer, folder / "tokenizer.model")
 
-def checkpoint_step(path: Path) -> int:
-    """N of a folder checkpoint-N; -1 of anything else."""
-    found = re.fullmatch(r"checkpoint-([0-9]+)", path.name)
-    return int(found[1]) if found and path.is_dir() else -1
+
+def resume(state: TrainState) -> int:
+    """Restore the checkpoint that the setting `resume` names -> the steps done, 0 if there is none.
+
+    "auto" is the newest complete one of the output folder. ModelError: no checkpoint, or one of a
+    run with other settings, unless the setting `force` is on.
+    """
+    settings = state.settings
+    found = Path(settings["resume"])
+    if settings["resume"] == "auto":
+        found, incomplete = newest_checkpoint(state.out)
+        for line in incomplete:
+            print(line, file=sys.stderr)
+        if not found:
+            return 0
+    if not (found / "trainer.pt").is_file():
+        raise ModelError(f"{found}: not a checkpoint, it has no trainer.pt")
+    trainer = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True,
+                         mmap=settings["shard"])        # each process reads its part
+    changed = differences(trainer["config"] | lora_settings(read_config(found).lora),
+                          settings | lora_settings(state.model.config.lora), MAY_CHANGE)
+    if changed and not settings["force"]:
+        raise ModelError(f"{found}: trained with other settings ({'; '.join(changed)}); --force "
+                         "resumes all the same")
+    load_full(state.model, state.optimizer, trainer["parameters"], trainer["optimizer"])
+    state.scaler.load_state_dict(trainer["scaler"])
+    return trainer["step"]
+
+
+def lora_settings(lora: LoRAConfig | None) -> dict:
+    """The LoRA that a model has, as settings. The flags alone do not say: a model that comes with
+    a LoRA keeps it, and 0 stands for the default of --tune."""
+    names = ("r", "alpha", "dropout", "targets")
+    return {f"lora_{name}": getattr(lora, name) if lora else "(none)" for name in names}
+
+
+# ---- find ----------------------------------------------------------------------------------------
+
+def newest_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
+    """-> the newest complete one, and a line for each newer one that is incomplete."""
+    lines = []
+    for path in reversed(checkpoint_folders(out)):
+        reason = why_incomplete(path)
+        if not reason:
+            return path, lines
+        lines.append(f"{path.name} is incomplete ({reason}), skipping it")
+    return None, lines
+
+
+def complete_checkpoints(out: Path) -> list[Path]:
+    """Oldest first."""
+    return [path for path in checkpoint_folders(out) if not why_incomplete(path)]
 
 
 def checkpoint_folders(out: Path) -> list[Path]:
-    """Oldest first, torn ones too."""
-    return sorted((path for path in out.glob("checkpoint-*") if checkpoint_step(path) >= 0), key=checkpoint_step)
+    """All, complete or not, oldest first."""
+    folders = [path for path in out.glob("checkpoint-*") if checkpoint_step(path) >= 0]
+    return sorted(folders, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """N of a folder checkpoint-N; -1 for anything else."""
+    match = re.fullmatch(r"checkpoint-([0-9]+)", path.name)
+    return int(match[1]) if match and path.is_dir() else -1
 
 
 def why_incomplete(folder: Path) -> str:
-    """What makes a checkpoint torn, in a few words; "" of a whole one. Reads no tensor."""
+    """What a checkpoint lacks, in a few words; "" if it is complete. Reads no tensor."""
     try:
         read_json(folder / "config.json")
         check_weights(folder)
     except (ModelError, OSError) as error:
         return " ".join(str(error).replace(f"{folder}{os.sep}", "").split(";")[0].split())
-    return check_state(folder / "trainer.pt")
+    return why_unreadable(folder / "trainer.pt")
 
 
 def check_weights(folder: Path) -> None:
-    """Every *.safetensors, and each that an index names, is as long as its header says."""
+    """ModelError unless every *.safetensors, and each that an index names, has the length that its
+    header says."""
     names = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not places:
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not files:
             raise ModelError(f"{index}: no weight_map")
-        names |= {Path(str(name)).name for name in places.values()}
+        names |= {Path(str(name)).name for name in files.values()}
     if not names:
         raise ModelError("no *.safetensors")
     for name in sorted(names):
         check_safetensors(folder / name)
 
 
-def check_state(file: Path) -> str:
+def why_unreadable(file: Path) -> str:
     if not file.is_file():
         return f"{file.name}: no such file"
     try:        # many kinds of error: of the zip file, of the pickle in it, of the storages
@@ -117,110 +193,91 @@ def check_state(file: Path) -> str:
     return ""
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------
-# Folders checkpoint-N: found, written whole or not at all, and the oldest removed.
+# ---- write, rename, remove -----------------------------------------------------------------------
 
-WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, ModelError)   # how the writers tell a full disk
+@contextlib.contextmanager
+def new_checkpoint(out: Path, step: int, size: int) -> Iterator[Path]:
+    """Yield a temporary folder that becomes checkpoint-STEP when the block ends without an error.
 
-
-def complete_checkpoints(out: Path) -> list[Path]:
-    """Those that are whole, oldest first."""
-    return [path for path in checkpoint_folders(out) if not why_incomplete(path)]
-
-
-def newest_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole one, and a line for each newer one that is torn."""
-    lines = []
-    for path in reversed(checkpoint_folders(out)):
-        if not (what := why_incomplete(path)):
-            return path, lines
-        lines.append(f"{path.name} is torn ({what}), passed over")
-    return None, lines
-
-
-def save_checkpoint(out: Path, step: int, write: Callable[[Path], None], need: int, limit: int) -> Path:
-    """checkpoint-STEP, of `need` bytes, that `write` puts into the folder it is given.
-
-    Then the oldest go, so that `limit` stay (0: all). Raises UserError; all earlier ones are
-    then as they were. An error of memory passes through."""
-    final, aside = out / f"checkpoint-{step}", out / f"checkpoint-{step}.tmp"
+    size: bytes that are going to be written. UserError: the disk does not take them. An error of
+    memory passes through.
+    """
+    final, temporary = out / f"checkpoint-{step}", out / f"checkpoint-{step}.tmp"
     try:
-        make_room(out, step, need)
-        aside.mkdir()
-        write(aside)
-        fsync_tree(aside)
-        rename_folder(aside, final)
+        remove_leftovers(out, step)
+        check_free_space(final, size)
+        temporary.mkdir()
+        yield temporary
+        flush(temporary)
+        rename_folder(temporary, final)
     except WRITE_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise UserError(f"{final}: not written ({' '.join(str(error).split())}); make room or "
-                        "name another --output_dir; earlier checkpoints are whole") from error
+                        "name another --output_dir; earlier checkpoints are complete") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    remove_oldest(complete_checkpoints(out), final, limit)
-    return final
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-# ---- settings ------------------------------------------------------------------------------------
-# Is a run resumed with the settings it was begun with?
-
-MAY_CHANGE = ("device", "compile", "shard", "num_workers", "save_steps", "save_total_limit", "log_steps",
-        "log_to", "resume", "force", "output_dir")        # what a resumed run may have changed
-
-
-def differences(saved: dict, now: dict, free: Collection[str]) -> list[str]:
-    """"lr 0.001 -> 0.002" for each setting that differs and is not free to."""
-    def told(settings: dict, key: str) -> str:
-        value = settings.get(key, "(none)")
-        listed = isinstance(value, list | tuple)
-        return (" ".join(map(str, value)) if listed else str(value)) or "(empty)"
-    pairs = ((key, told(saved, key), told(now, key)) for key in now | saved if key not in free)
-    return [f"{key} {old} -> {new}" for key, old, new in pairs if old != new]
+def remove_leftovers(out: Path, step: int) -> None:
+    """Temporary folders of interrupted runs, up to this step."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in out.glob("checkpoint-*.tmp"):
+        match = re.match(r"checkpoint-([0-9]+)\.", path.name)
+        if match and int(match[1]) <= step:
+            shutil.rmtree(path, ignore_errors=True)
 
 
-# ---- state ---------------------------------------------------------------------------------------
-# What a training needs to go on: trainer.pt, beside the model in a checkpoint.
+def check_free_space(final: Path, size: int) -> None:
+    """UserError unless `size` bytes and 5 % are free."""
+    needed, free = size + size // 20, shutil.disk_usage(final.parent).free
+    if needed > free:
+        raise UserError(f"{final}: {needed:,} bytes to write, {free:,} free; make room or name "
+                        "another --output_dir")
 
-@dataclass
-class TrainState:
-    """There is no random state: every step draws from its own number."""
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    settings: dict
 
-    def save(self, out: Path, step: int, save_model: Callable, limit: int) -> Path | None:
-        """All call it, rank 0 writes checkpoint-STEP: the model by `save_model`. UserError."""
-        tensors, optimizer = gather_full(self.model.state_dict()), gather_full(self.optimizer.state_dict())
-        if dist.is_initialized() and dist.get_rank():
-            return None
-        trained = {n: tensors[n] for n, p in self.model.named_parameters() if p.requires_grad}
-        state = {"step": step, "config": self.settings, "where": environment(),
-                 "optimizer": optimizer, "scaler": self.scaler.state_dict(), "parameters": trained}
+def flush(path: Path) -> None:
+    """A file, or a folder with all in it, onto the disk. OSError."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            flush(inner)
+    flush_entry(path)
 
-        def write(folder: Path) -> None:
-            save_model(folder, tensors)
-            torch.save(state, folder / "trainer.pt")
 
-        # In float32: the model, the trained parameters again, AdamW's two moments of each.
-        need = sum(12 * p.numel() for p in trained.values())
-        need += sum(4 * p.numel() for p in tensors.values())
-        return save_checkpoint(out, step, write, need, limit)
+def flush_entry(path: Path) -> None:
+    """A file; or of a folder the names it holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    def load(self, out: Path, resume: str, force: bool) -> int:
-        """resume: a checkpoint, or auto -> the step to go on with. Raises ModelError."""
-        found, torn = newest_checkpoint(out) if resume == "auto" else (Path(resume), [])
-        for line in torn:
-            print(line, file=sys.stderr)
-        if not found:
-            return 0
-        if not (found / "trainer.pt").is_file():
-            raise ModelError(f"{found}: no checkpoint, it has no trainer.pt")
-        state = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True,
-                           mmap=self.settings["shard"])         # each process reads its pieces
-        changed = differences(state["config"], self.settings, MAY_CHANGE)
-        if changed and not force:
-            raise ModelError(f"{found}: trained otherwise ({'; '.join(changed)}); --force goes on")
-        restore(self.model, self.optimizer, state["parameters"], state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        return state["step"]
+
+def rename_folder(source: Path, target: Path) -> None:
+    """A folder that has the target's name steps aside, and comes back if the renaming fails."""
+    previous = target.with_name(target.name + ".old.tmp")
+    if target.exists():
+        target.rename(previous)
+    try:
+        source.rename(target)
+    except BaseException:
+        if previous.exists():
+            previous.rename(target)
+        raise
+    flush_entry(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def remove_oldest(out: Path, newest: Path, limit: int) -> None:
+    """Remove the oldest complete checkpoints, so that `limit` stay (0: all), `newest` among them.
+
+    Each is renamed first: a removal that is interrupted leaves no half under a final name.
+    """
+    if not limit:
+        return
+    older = [path for path in complete_checkpoints(out) if path != newest]
+    for path in older[:max(0, len(older) + 1 - limit)]:
+        temporary = path.with_name(path.name + ".tmp")
+        with contextlib.suppress(OSError):      # the new checkpoint is there, which is what counts
+            path.rename(temporary)
+            shutil.rmtree(temporary)

@@ -1,63 +1,141 @@
-"""support/training/distributed.py"""
+"""Training on several processes: who gets which rows, and who holds which part of the model.
+
+torchrun starts the same train.py on every process. Each holds the whole model and
+DistributedDataParallel (DDP) averages the gradients; or, with --shard, each holds a part of every
+tensor (FSDP2). With a single process nothing here communicates.
+"""
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
+from data import PADDING, PackedDataset, collate
+from projector import SkyEyeGPT
 from support.checkpoints.files import ModelError
+from support.common import UserError
 
-# ---- sharding ------------------------------------------------------------------------------------
-# A model in pieces: of each tensor and its gradient, every process keeps its part of the rows.
-#
-# A block's matrices are put together only while it computes, in the type that is computed with;
-# gradients are added up in float32. ZeRO, arXiv 1910.02054 section 5; PyTorch's FSDP2.
+# ---- processes -----------------------------------------------------------------------------------
 
-def check_shardable(world: int, device: str, dtype: torch.dtype, bits: int) -> None:
-    """Can a model be sharded so? Else ModelError."""
-    if world == 1:
+def start_processes(device: str, world_size: int) -> None:
+    """Connect the processes; two hours is how long they wait while rank 0 writes or renders."""
+    if world_size > 1:
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=2))
+
+
+def finish_processes() -> None:
+    """Wait until every process, rank 0 above all, has written what it had to write."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def get_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def get_world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """In place; -> x."""
+    if get_world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def any_process(flag: bool, device: str) -> bool:
+    """Is the flag set on one process or more? All get the same answer."""
+    if get_world_size() == 1:
+        return flag
+    return sum_over_processes(torch.tensor(float(flag), device=device)).item() > 0
+
+
+# ---- the model on several processes --------------------------------------------------------------
+
+def wrap(model: SkyEyeGPT, device: str, dtype: torch.dtype, *, shard: bool, compile: bool,
+         init_sync: bool) -> nn.Module:
+    """-> what the training loop calls: the model itself, compiled or sharded in place, or in DDP.
+
+    init_sync: DDP copies rank 0's weights to all (quantized weights cannot be sent).
+    """
+    if shard:
+        shard_model(model, device, dtype)
+    if compile:
+        for block in [*model.visual_encoder.blocks, *model.llama_model.model.layers]:
+            block.compile(dynamic=True)
+    if get_world_size() > 1 and not shard:
+        return DistributedDataParallel(model, init_sync=init_sync)
+    return model
+
+
+def unwrap(model: nn.Module) -> SkyEyeGPT:
+    """The model inside DDP."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def check_shardable(world_size: int, device: str, dtype: torch.dtype, bits: int) -> None:
+    """Raise ModelError where --shard cannot work."""
+    if world_size == 1:
         raise ModelError("--shard spreads the model over several processes: start it with torchrun")
     if device not in ("cpu", "cuda"):
         raise ModelError(f"--shard on {device}: only on cpu and cuda")
     if dtype == torch.float16:
         raise ModelError("--shard with fp16, whose gradients are scaled: use --dtype bf16 or fp32")
     if bits < 16:
-        raise ModelError(f"--shard with --bits {bits}, which are not cut in pieces: use one of the "
-                         "two")
+        raise ModelError(f"--shard with --bits {bits}: quantized weights cannot be sharded; use "
+                         "one of the two flags")
 
 
-def shard_model(model: nn.Module, device: str, dtype: torch.dtype) -> None:
-    """A model that all processes have built alike, in their own memory, goes to the device."""
+def shard_model(model: SkyEyeGPT, device: str, dtype: torch.dtype) -> None:
+    """Keep on every process only its part of each tensor's rows, of the gradients as well.
+
+    The processes have built the same model in CPU memory; it moves to the device. A block's
+    matrices are gathered only while the block computes, in `dtype`; gradients are summed in
+    float32. ZeRO, arXiv 1910.02054 section 5; PyTorch's FSDP2.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # half a second's import
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* view")   # we add nothing in place
     mesh = dist.device_mesh.init_device_mesh(device, (dist.get_world_size(),))
     # Autocast would keep its copy of each matrix until the backward pass: the whole model again.
-    computed = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    precision = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for name, module in model.named_modules():
         if name.endswith(("attn", "mlp")):
-            fully_shard(module, mesh=mesh, mp_policy=computed)
-    fully_shard(model, mesh=mesh)           # what is left: embeddings, head, projector, norms
+            fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(model, mesh=mesh)           # the others: embeddings, head, projector, norms
 
 
-# ---- pieces --------------------------------------------------------------------------------------
-# The tensors of a sharded model, whole and in pieces; all other tensors stay as they are.
+# ---- sharded tensors -----------------------------------------------------------------------------
 
-def is_sharded(value) -> bool:
+def is_sharded(value: object) -> bool:
     if not dist.is_initialized():
         return False
     from torch.distributed.tensor import DTensor  # half a second's import
     return isinstance(value, DTensor)
 
 
-def gather_full(value):
-    """Pieces, in dicts too, put together in the memory of rank 0; None elsewhere.
+def full_tensor(x: Tensor) -> Tensor:
+    """A sharded tensor put together, on every process; any other tensor as it is."""
+    return x.full_tensor() if is_sharded(x) else x
 
-    All processes take part; one tensor at a time is whole on the device."""
+
+def gather_full(value):
+    """Replace the sharded tensors in a state dict, nested or not, by full ones in the CPU memory of
+    rank 0 (None on other ranks). All processes take part; the device holds one at a time."""
     if isinstance(value, dict):
         return {key: gather_full(inner) for key, inner in value.items()}
     if not is_sharded(value):
@@ -66,74 +144,86 @@ def gather_full(value):
     return full.cpu() if dist.get_rank() == 0 else None
 
 
-def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor what this process keeps, as it does of the parameter `like`."""
-    if not is_sharded(like):
-        return value
+def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a full tensor, sharded as the parameter is.
+
+    AdamW's step counts, which are single numbers, are not sharded.
+    """
+    if not is_sharded(parameter):
+        return full
     from torch.distributed.tensor import distribute_tensor
-    value = distribute_tensor(value, like.device_mesh, like.placements,
-                              src_data_rank=None) if value.shape == like.shape else value
-    return value.clone()
+    if full.shape != parameter.shape:
+        return full.clone()
+    return distribute_tensor(full, parameter.device_mesh, parameter.placements,
+                             src_data_rank=None).clone()
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor],
-            state: dict) -> None:
-    """Whole parameters by their names, and the optimizer's whole state_dict()."""
+def load_full(model: nn.Module, optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor],
+              optimizer_state: dict) -> None:
+    """Load full parameters, by name, and the optimizer's full state_dict()."""
     with torch.no_grad():
-        for name, value in parameters.items():
-            own = model.get_parameter(name)
-            own.copy_(shard_like(value, own))
-    learning = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {i: {key: shard_like(value, learning[i]) for key, value in entries.items()}
-               for i, entries in state["state"].items()}
-    optimizer.load_state_dict(state | {"state": moments})
+        for name, full in parameters.items():
+            parameter = model.get_parameter(name)
+            parameter.copy_(shard_like(full, parameter))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {i: {key: shard_like(full, trained[i]) for key, full in entries.items()}
+               for i, entries in optimizer_state["state"].items()}
+    optimizer.load_state_dict(optimizer_state | {"state": moments})
 
 
-# ---- blank ---------------------------------------------------------------------------------------
-# A picture for batches without one: where several processes train, each computes with the eye.
+# ---- batches -------------------------------------------------------------------------------------
 
-def with_dummy_image(batch: dict[str, Tensor | None], side: int, tokens: int) -> dict[str, Tensor]:
-    """A black picture of `side` pixels behind the first row of a batch that has none.
+def with_dummy_image(batch: dict[str, Tensor | None], image_size: int, visual_tokens: int
+                     ) -> dict[str, Tensor]:
+    """Append a black picture to the first row of a batch that has none.
 
-    Nothing looks at what comes later and nothing is learned there, so loss and gradients stay, and
-    the eye's and the projector's gradients are zeros."""
+    Gradients are exchanged among processes, so each must use the vision encoder at every step. The
+    picture stands in the padding: no token attends to it and it has no label. Loss and gradients
+    stay as they are, those of vision encoder and projector are zeros.
+    """
     if batch["images"] is not None:
         return batch
-    unused = {"ids": 0, "labels": -100, "segments": -1, "positions": 0}   # as collate pads
-    longer = {name: F.pad(rows, (0, tokens), value=unused[name])          # [B, T + N]
+    longer = {name: F.pad(rows, (0, visual_tokens), value=PADDING[name])      # [B, T + N]
               for name, rows in batch.items() if name != "images"}
-    longer["ids"][0, -tokens:] = -1
-    return longer | {"images": torch.zeros(1, 3, side, side)}
+    longer["ids"][0, -visual_tokens:] = -1
+    return longer | {"images": torch.zeros(1, 3, image_size, image_size)}
 
-
-# ---- feeding -------------------------------------------------------------------------------------
-# Which rows a process is fed at each step.
 
 @dataclass(frozen=True)
 class BatchSchedule:
-    """The rows of a step are a function of the step alone: resumed, it is fed what it would have
-    been, and all processes together get each row of an epoch once."""
-    rows: Dataset               # data.Rows
-    batch_size: int             # rows a process and micro-step
-    grad_accum: int             # micro-steps a step
+    """Which rows each process gets at each step: a function of the step alone.
+
+    So a resumed run gets the rows it would have got, and the processes together get each row of an
+    epoch once.
+    """
+    dataset: PackedDataset
+    batch_size: int             # rows of a process and micro-step
+    grad_accum: int             # micro-steps of a step
     max_steps: int
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     def keys(self, start: int) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, number) of the rows of each micro-step after step `start`."""
+        """-> the keys (epoch, row) of each micro-batch after step `start`."""
         for micro in range(start * self.grad_accum, self.max_steps * self.grad_accum):
-            first = (micro * self.world + self.rank) * self.batch_size
-            yield [divmod(i, len(self.rows)) for i in range(first, first + self.batch_size)]
+            first = (micro * self.world_size + self.rank) * self.batch_size
+            yield [divmod(i, len(self.dataset)) for i in range(first, first + self.batch_size)]
 
-    def batches(self, start: int, collate: Callable[[list], dict], num_workers: int
-                ) -> Iterator[tuple[dict, ...]]:
-        """-> the micro-batches of each step after step `start`."""
-        loader = iter(DataLoader(self.rows, batch_sampler=self.keys(start), collate_fn=collate,
+    def batches(self, start: int, num_workers: int) -> Iterator[tuple[dict, ...]]:
+        """-> the micro-batches of each step after step `start`, as data.collate makes them."""
+        loader = iter(DataLoader(self.dataset, batch_sampler=self.keys(start), collate_fn=collate,
                                  num_workers=num_workers))
-        return zip(*[loader] * self.grad_accum, strict=True)
+        try:
+            yield from zip(*[loader] * self.grad_accum, strict=True)
+        except UserError as error:
+            if not num_workers:
+                raise
+            # A loader process sends its traceback as text, which ends in "module.Error: message".
+            last_line = str(error).splitlines()[-1]
+            raise UserError(last_line.partition(": ")[2]) from None
 
     def sources(self, step: int) -> list[str]:
-        """Where the samples of a step stand in the data."""
-        return [self.rows.samples[i].source for micro in islice(self.keys(step - 1),
-                self.grad_accum) for key in micro for i in self.rows.members(*key)]
+        """-> file and row of every sample that this process has at a step."""
+        micro_batches = islice(self.keys(step - 1), self.grad_accum)
+        return [self.dataset.samples[i].source for keys in micro_batches for key in keys
+                for i in self.dataset.samples_of_row(*key)]

@@ -1,98 +1,127 @@
-"""support/training/flops.py"""
+"""How many FLOPs a training step needs, and how many a second this machine reaches.
+
+The ratio of the two is the model FLOPs utilization (MFU; PaLM, arXiv 2204.02311 appendix B).
+
+A product of [tokens, n] with a weight [n, m] takes 2 n m tokens FLOPs forwards, as many for the
+gradient of its input where something before it is trained, and as many for the gradient of the
+weight where that is trained itself.
+"""
 import time
-from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-# ---- flops ---------------------------------------------------------------------------------------
-# How much a training step has to compute, and how fast this machine can.
+from lora import LoRAConfig
+from projector import SkyEyeConfig
 
-def count_flops(config, batch: dict, tune: str, train_vit: bool = False) -> float:
-    """Of the matrix products that learning from a batch cannot do without, in FLOPs.
 
-    config: a projector.SkyEyeConfig; batch: as data.collate makes it; tune, train_vit: as in
-    train.TrainConfig. Attention is counted where a token may look, the last layer and the head
-    where there is a token to learn; padding, and what --grad_checkpoint repeats, is not.
+def count_flops(config: SkyEyeConfig, batch: dict[str, Tensor | None], tune: str,
+                train_vit: bool = False) -> float:
+    """-> the FLOPs of the matrix products that one forward and backward pass cannot do without.
+
+    batch: as data.collate makes it; tune, train_vit: fields of train.TrainConfig. Attention is
+    counted for the keys a query attends to, last layer and head for the supervised positions.
+    Padding is not counted, nor what --grad_checkpoint computes twice.
     """
-    c, ids, products = config.llama, batch["ids"], FlopCounter(config.lora, tune, train_vit)
-    places = batch.get("positions", torch.arange(ids.shape[1], device=ids.device))
-    sees = places.expand_as(ids) + 1                # how many tokens: also where questions share
-    real, spoken = ids != 0, batch["labels"][:, 1:] != -100
-    every = int(real.sum()), int(sees[real].sum())
-    asked = int(spoken.sum()), int(sees[:, :-1][spoken].sum())
+    ids, labels = batch["ids"], batch["labels"][:, 1:]
+    positions = batch.get("positions", torch.arange(ids.shape[1], device=ids.device))
+    keys = positions.expand_as(ids) + 1             # what a query attends to, in packed rows too
+    real, supervised = ids != 0, labels != -100
+    tokens, all_pairs = int(real.sum()), int(keys[real].sum())
+    targets, target_pairs = int(supervised.sum()), int(keys[:, :-1][supervised].sum())
+
+    llama, counter = config.llama, FlopCounter(config.lora, tune, train_vit)
     grad = tune == "full"
     if batch["images"] is not None:
-        grad = products.pictures(config, len(batch["images"]))
-    for queries, pairs in [every] * (c.depth - 1) + [asked]:
-        grad = products.layer(c.width, c.mlp, every[0], queries, pairs, grad)
-    products.linear("lm_head", c.width, c.vocab_size, asked[0], grad)
-    return products.total
+        grad = counter.images(config, len(batch["images"]))
+    for _ in range(llama.depth - 1):
+        grad = counter.decoder_layer(llama.width, llama.mlp_width, tokens, tokens, all_pairs, grad)
+    grad = counter.decoder_layer(llama.width, llama.mlp_width, tokens, targets, target_pairs, grad)
+    counter.linear("lm_head", llama.width, llama.vocab_size, targets, grad)
+    return counter.total
+
+
+class FlopCounter:
+    """Adds up FLOPs in `total`. The methods take whether their input needs a gradient (`grad`) and
+    return whether their output does."""
+
+    def __init__(self, lora: LoRAConfig | None, tune: str, train_vit: bool):
+        self.lora, self.train_vit = lora, train_vit
+        self.train_base, self.train_lora = tune == "full", tune != "projector"
+        self.total = 0.0
+
+    def matmul(self, n: int, m: int, tokens: int, grad: bool, trained: bool) -> bool:
+        """[tokens, n] times a weight [n, m]."""
+        products = 1
+        if grad:
+            products += 1
+        if trained:
+            products += 1
+        self.total += 2.0 * n * m * tokens * products
+        return grad or trained
+
+    def images(self, config: SkyEyeConfig, count: int) -> bool:
+        """Vision encoder and projector, for so many pictures."""
+        vit, trained = config.vit, self.train_vit
+        P = vit.grid ** 2
+        self.matmul(3 * vit.patch_size ** 2, vit.width, count * P, False, trained)
+        positions = count * vit.depth * (P + 1)                     # with the class token
+        self.matmul(vit.width, 4 * vit.width + 2 * vit.mlp_width, positions, trained, trained)
+        attention = 2.0 * vit.width * positions * (P + 1)           # scores, or weighted sums
+        self.total += attention * (6 if trained else 2)             # and two gradients of each
+        tokens, D = count * config.visual_tokens, config.llama.width
+        self.matmul(config.patches_per_token * vit.width, D, tokens, trained, True)
+        if config.projector != "linear":                            # a second layer
+            self.matmul(D, D, tokens, True, True)
+        return True
+
+    def linear(self, name: str, n: int, m: int, tokens: int, grad: bool) -> bool:
+        """A linear layer of the language model, with its LoRA if it has one."""
+        out_grad = self.matmul(n, m, tokens, grad, self.train_base)
+        rank = self.lora_rank(name)
+        if rank:
+            low_grad = self.matmul(n, rank, tokens, grad, self.train_lora)
+            out_grad |= self.matmul(rank, m, tokens, low_grad, self.train_lora)
+        return out_grad
+
+    def lora_rank(self, name: str) -> int:
+        """Of a layer's LoRA, all experts together; 0: it has none."""
+        if self.lora and self.lora.experts and name in ("gate_proj", "up_proj", "down_proj"):
+            return self.lora.r * self.lora.experts
+        return self.lora.r if self.lora and name in self.lora.targets else 0
+
+    def decoder_layer(self, D: int, mlp: int, tokens: int, queries: int, pairs: int, grad: bool
+                      ) -> bool:
+        """tokens: positions with key and value; queries: positions whose output is needed; pairs:
+        of a query and a key it attends to."""
+        q = self.linear("q_proj", D, D, queries, grad)
+        k = self.linear("k_proj", D, D, tokens, grad)
+        v = self.linear("v_proj", D, D, tokens, grad)
+        # Scores q k^T and weighted sums of v; gradients of q, of k, of v and of the weights.
+        products = 2 + sum([q, k, v, q or k])
+        self.total += 2.0 * D * pairs * products
+        h = self.linear("o_proj", D, D, queries, q or k or v) or grad           # residual
+        if self.lora and self.lora.experts:
+            self.matmul(D, self.lora.experts, queries, h, self.train_lora)      # the router
+        gate = self.linear("gate_proj", D, mlp, queries, h)
+        up = self.linear("up_proj", D, mlp, queries, h)
+        return self.linear("down_proj", mlp, D, queries, gate or up) or h       # residual
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """-> FLOPs a second of a product of two squares, large enough to take some milliseconds."""
+    """-> FLOPs a second of a product of two square matrices that takes at least 4 ms."""
     size, best, seconds = 256, 0.0, 0.0
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)          # the run's own stays untouched
     while seconds < 0.004 and size < 8192:
         size *= 2
         a = torch.randn(size, size, device=device, dtype=dtype, generator=generator)
-        seconds = min(time_square_product(a) for _ in range(4))
+        seconds = min(time_matmul(a) for _ in range(4))
         best = max(best, 2 * size ** 3 / seconds)
     return best
 
 
-def time_square_product(a: torch.Tensor) -> float:
-    """-> seconds; reading a number waits for the device."""
+def time_matmul(a: Tensor) -> float:
+    """-> seconds; item() waits for the device."""
     start = time.perf_counter()
     (a @ a)[0, 0].item()
     return time.perf_counter() - start
-
-
-# ---- products ------------------------------------------------------------------------------------
-# The matrix products of the two encoders in a training step, counted.
-
-@dataclass
-class FlopCounter:
-    """total, in FLOPs: 2 a weight and token forwards, 2 for the gradient of the input where
-    something before it learns, 2 for that of the weight where it learns itself."""
-    lora: object | None     # lora.LoRAConfig
-    tune: str               # as in train.TrainConfig
-    train_vit: bool
-    total: float = 0.0
-
-    def add(self, n: int, m: int, tokens: int, grad: bool, learns: bool) -> bool:
-        """An n x m matrix; grad: has its input a gradient? -> has its output?"""
-        self.total += 2.0 * n * m * tokens * (1 + grad + learns)
-        return grad or learns
-
-    def pictures(self, config, count: int) -> bool:
-        """ViT and projector; config: projector.SkyEyeConfig."""
-        vit, P, learns = config.vit, config.vit.grid ** 2 + 1, self.train_vit
-        self.add(3 * vit.patch_size ** 2, vit.width, count * (P - 1), False, learns)
-        blocks = count * vit.depth * P
-        self.add(vit.width, 4 * vit.width + 2 * vit.mlp, blocks, learns, learns)
-        self.total += 2.0 * vit.width * blocks * P * (2 + 4 * learns)       # scores and sums
-        tokens, D = count * config.visual_tokens, config.llama.width
-        self.add(config.joined * vit.width, D, tokens, learns, True)
-        return config.projector == "linear" or self.add(D, D, tokens, True, True)
-
-    def linear(self, name: str, n: int, m: int, tokens: int, grad: bool) -> bool:
-        """One of the language model's, and the LoRA beside it."""
-        lora, learns = self.lora, self.tune != "projector"
-        out = self.add(n, m, tokens, grad, self.tune == "full")
-        experts = lora.experts if lora and name in ("gate_proj", "up_proj", "down_proj") else 0
-        if experts or lora and name in lora.targets:
-            r = lora.r * max(experts, 1)
-            out |= self.add(r, m, tokens, self.add(n, r, tokens, grad, learns), learns)
-        return out
-
-    def layer(self, D: int, mlp: int, tokens: int, queries: int, pairs: int, grad: bool) -> bool:
-        """pairs: of a query and a key it sees."""
-        q = self.linear("q_proj", D, D, queries, grad)
-        k, v = (self.linear(name, D, D, tokens, grad) for name in ("k_proj", "v_proj"))
-        self.total += 2.0 * D * pairs * (2 + q + k + v + (q or k))
-        h = grad | self.linear("o_proj", D, D, queries, q or k or v)
-        if self.lora and self.lora.experts:                                 # the router
-            self.add(D, self.lora.experts, queries, h, self.tune != "projector")
-        inner = [self.linear(name, D, mlp, queries, h) for name in ("gate_proj", "up_proj")]
-        return h | self.linear("down_proj", mlp, D, queries, any(inner))
