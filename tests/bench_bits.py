@@ -2,9 +2,10 @@
 
     python tests/bench_bits.py [--model weights/nano]
 
-Each picture's caption and questions are put to the model together with their true answers; told are
-the distance of the logits behind them (the root of the mean square of the differences over that of
-float32's, the mean of each position taken off), and how often the likeliest word is float32's.
+Each picture's caption and questions are given to the model together with their true answers. The
+table has the distance of the logits that predict them (the root of the mean square of the
+differences over that of float32's, the mean of each position subtracted), and how often the most
+probable token is float32's.
 """
 import argparse
 import json
@@ -13,20 +14,20 @@ from pathlib import Path
 
 import torch
 
-from bench_train import table
-from data import Tokenizer, encode_conversation, load_images, preprocess
-from projector import DTYPES, SkyEyeGPT
-from support.inference.cpu_kernels import pack_for_cpu
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from bench_train import table  # noqa: E402
+from data import Tokenizer, encode_conversation, load_images, preprocess  # noqa: E402
+from projector import DTYPES, SkyEyeGPT  # noqa: E402
+from support.inference.cpu_kernels import pack_for_cpu  # noqa: E402
 
 KINDS = [("fp32", 16), ("bf16", 16), ("fp32", 8), ("fp32", 4), ("bf16", 8), ("bf16", 4)]
 
 
 def turns(truth: dict) -> list[tuple[str, str]]:
-    asked = [("[vqa] " + row["question"], row["answer"]) for row in truth["vqa"]]
-    return [("[caption] briefly describe the image", truth["captions"][0]), *asked]
+    questions = [("[vqa] " + row["question"], row["answer"]) for row in truth["vqa"]]
+    return [("[caption] briefly describe the image", truth["captions"][0]), *questions]
 
 
 @torch.inference_mode()
@@ -37,11 +38,13 @@ def logits(model: SkyEyeGPT, tokenizer: Tokenizer) -> torch.Tensor:
     for file in sorted((ROOT / "examples").glob("*.json")):
         (picture,) = load_images([file.with_suffix(".png")])
         picture = preprocess(picture.image, config.vit.image_size, style=config.prompt)
-        seen = model.encode_images(picture[None].to(dtype))
+        visual_tokens = model.encode_images(picture[None].to(dtype))
         for turn in turns(json.loads(file.read_text())):
-            ids, labels, _ = encode_conversation(tokenizer, [turn], config.visual_tokens, 1, config.prompt)
-            learned = torch.tensor(labels[1:]) != -100
-            found.append(model.llama_model(model.embed(torch.tensor([ids]), seen))[0, :-1][learned])
+            ids, labels, _ = encode_conversation(tokenizer, [turn], config.visual_tokens, 1,
+                                                 config.prompt)
+            supervised = torch.tensor(labels[1:]) != -100
+            x = model.embed(torch.tensor([ids]), visual_tokens)
+            found.append(model.llama_model(x)[0, :-1][supervised])
     found = torch.cat(found).float()
     return found - found.mean(-1, keepdim=True)
 
@@ -59,7 +62,7 @@ def main() -> None:
         off = ((own - exact).square().mean() / exact.square().mean()).sqrt().item()
         same = (own.argmax(-1) == exact.argmax(-1)).float().mean().item()
         rows.append([f"{dtype}, {bits} bits", str(len(own)), f"{off:.2%}", f"{same:.1%}"])
-    table(["", "positions", "distance of the logits", "likeliest word the same"], rows)
+    table(["", "positions", "distance of the logits", "most probable token the same"], rows)
 
 
 if __name__ == "__main__":

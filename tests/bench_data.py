@@ -1,4 +1,4 @@
-"""How fast data come: opening a million questions, and pictures for training at 448 px.
+"""How fast data are read: a million questions, and pictures for training at 448 px.
 
     python tests/bench_data.py [--rows 1000000] [--pictures 400]
 
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import PackedDataset, Tokenizer, collate
-from support.readers import read_split
-from support.readers.common import Sample
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from data import PackedDataset, Tokenizer, collate  # noqa: E402
+from support.readers import read_split  # noqa: E402
+from support.readers.common import Sample  # noqa: E402
 
 QUESTIONS = ("Is a commercial building present?", "Are there more water areas than roads?",
              "What is the number of small residential buildings next to a road?")
@@ -36,15 +36,16 @@ def write_million(folder, count):
     (folder / "vqa" / "RSVQAHR_train.json").write_text(json.dumps(rows))
 
 
-def open_rows(folder):
+def time_opening(folder):
+    """-> seconds, and the samples."""
     start = time.perf_counter()
-    samples, _, bad = read_split(folder, "train")
-    assert not bad
+    samples, _, errors = read_split(folder, "train")
+    assert not errors
     return time.perf_counter() - start, samples
 
 
 def write_pictures(folder, count):
-    """Scenes blown up, with grain: as hard to decode as a photograph."""
+    """Enlarged scenes with noise: as hard to decode as a photograph."""
     scenes = sorted((ROOT / "examples").glob("*.png"))
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -54,8 +55,8 @@ def write_pictures(folder, count):
         Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
 
 
-def feed(folder, count, workers, size):
-    """-> pictures a second through Rows and a loader."""
+def pictures_per_second(folder, count, workers, size):
+    """Through PackedDataset and a loader with so many processes."""
     samples = [Sample((str(folder / f"{i}.jpg"),), ((QUESTIONS[0], "yes"),), "vqa", str(i))
                for i in range(count)]
     tokenizer = Tokenizer(ROOT / "weights" / "nano" / "tokenizer.model")
@@ -70,23 +71,24 @@ def feed(folder, count, workers, size):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="questions to open")
+    parser.add_argument("--pictures", type=int, default=400, help="pictures to load")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_million(folder / "set", args.rows)
         write_pictures(folder, args.pictures)
-        seconds, fed = [], {(workers, size): [] for workers in (0, 1, 2) for size in (128, 448)}
+        seconds, rates = [], {(workers, size): [] for workers in (0, 1, 2) for size in (128, 448)}
         for _ in range(3):
-            took, samples = open_rows(folder / "set")
+            took, samples = time_opening(folder / "set")
             seconds.append(took)
-            for key, found in fed.items():
-                found.append(feed(folder, args.pictures, *key))
-        taken = len(samples.block) + 8 * len(samples.ends) + 8 * len(samples.image)
+            for key, found in rates.items():
+                found.append(pictures_per_second(folder, args.pictures, *key))
+        arrays = (samples.ends, samples.image_set, samples.num_chars)
+        used = len(samples.text) + sum(len(x) * x.itemsize for x in arrays)
         print(f"{args.rows:,} rows opened in {statistics.median(seconds):.1f} s, "
-              f"{taken / args.rows:.0f} bytes a row")
-        for (workers, size), found in fed.items():
+              f"{used / args.rows:.0f} bytes a row")
+        for (workers, size), found in rates.items():
             print(f"{size} px, {workers} workers: {statistics.median(found):.0f} pictures/s")
 
 

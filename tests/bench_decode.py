@@ -1,20 +1,21 @@
-"""How fast an answer comes: ours, transformers' and llama.cpp's, in one run.
+"""How fast an answer is generated: ours, transformers' and llama.cpp's, in one run.
 
     python tests/bench_decode.py [--size 15M|110M|1.1B|7B] [--device cpu|cuda] [--dtype fp32|bf16]
                                  [--bits 16 8 4] [--batch 1] [--prompt 320] [--new 25] [--steps 5]
                                  [--threads 2] [--compile] [--llama_cpp]
 
 The language model alone, at the same random weights; a prompt as long as 256 visual tokens and 64
-ids, then greedy words. Runs are interleaved: told are medians, and medians of the ratios of
-neighbors. In float32 all must say the same words before anything is timed. Theirs is the bare loop
+ids, then greedy tokens. Runs are interleaved; the table has medians, and medians of the ratios of
+neighbors. In float32 all must give the same tokens before anything is timed. Theirs is the loop
 over the model (`generate` adds to that), with a dynamic and a static cache; --compile adds both
 sides compiled. --llama_cpp adds llama.cpp on the CPU (pip install llama-cpp-python gguf), at
 one row, from files written here: layers in --dtype, Q8_0 or Q4_0, the head, as ours, in --dtype or,
 where they have few bits, in 8. Without transformers ours runs alone.
 
-The floor is what must be read for a word, weights once and the cache, at the rate at which this
-machine reads; the last column is the floor over our step. Loading is from safetensors in the page
-cache; ours quantizes and packs in it. On a GPU nothing is packed, and a step is one CUDA graph.
+The floor is the time to read what a token needs, weights once and the cache, at the rate at which
+this machine reads; the last column is the floor over the step. Loading is from safetensors in the
+page cache; ours includes quantizing and packing. On a GPU nothing is packed, and a step is one CUDA
+graph.
 """
 import argparse
 import importlib.util
@@ -32,25 +33,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import gguf_files
-import layouts
-from bench_train import clock, table
-from llama import Llama, LlamaConfig
-from projector import DTYPES
-from support.checkpoints.load import load_llama
-from support.inference.cpu_kernels import pack_for_cpu
-from support.inference.cuda_graphs import accelerate_decoding
-from support.inference.quantization import quantize
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-SIZES = {"15M": LlamaConfig(width=288, depth=6, heads=6, mlp=768),
-         "110M": LlamaConfig(width=768, depth=12, heads=12, mlp=2048),
-         "1.1B": LlamaConfig(width=2048, depth=22, heads=32, mlp=5632),
+import gguf_files  # noqa: E402
+import layouts  # noqa: E402
+from bench_train import clock, table  # noqa: E402
+from llama import Llama, LlamaConfig  # noqa: E402
+from projector import DTYPES  # noqa: E402
+from support.checkpoints.load import load_llama  # noqa: E402
+from support.inference.cpu_kernels import pack_for_cpu  # noqa: E402
+from support.inference.cuda_graphs import accelerate_decoding  # noqa: E402
+from support.inference.generation import generate  # noqa: E402
+from support.inference.quantization import quantize  # noqa: E402
+
+SIZES = {"15M": LlamaConfig(width=288, depth=6, heads=6, mlp_width=768),
+         "110M": LlamaConfig(width=768, depth=12, heads=12, mlp_width=2048),
+         "1.1B": LlamaConfig(width=2048, depth=22, heads=32, mlp_width=5632),
          "7B": LlamaConfig()}
 THEIRS = "transformers, dynamic cache"
-CHECKED = "llama.cpp, its cache in F32"                   # said once, not timed
+CHECKED = "llama.cpp, its cache in F32"                   # compared once, not timed
 Steps = Iterator[Tensor]                        # the ids of a step, long[B]
 
 
@@ -91,7 +93,7 @@ def load_ours(folder: Path, bits: int, args: argparse.Namespace, compiled: bool 
 def ours(model: Llama, x: Tensor, new: int) -> Steps:
     B, T, _ = x.shape
     lengths = torch.full((B,), T, device=x.device)
-    return model.generate(x, lengths, model.cache(B, T + new), new, stop=-1)
+    return generate(model, x, lengths, model.new_cache(B, T + new), new, stop=-1)
 
 
 def load_theirs(folder: Path, args: argparse.Namespace) -> nn.Module:
@@ -104,9 +106,9 @@ def load_theirs(folder: Path, args: argparse.Namespace) -> nn.Module:
 def theirs(model: nn.Module, x: Tensor, new: int, static: bool, step: Callable | None = None
            ) -> Steps:
     from transformers import DynamicCache, StaticCache
-    T, told = x.shape[1], {"use_cache": True, "logits_to_keep": 1}
+    T, options = x.shape[1], {"use_cache": True, "logits_to_keep": 1}
     cache = StaticCache(model.config, max_cache_len=T + new) if static else DynamicCache()
-    logits = model(inputs_embeds=x, past_key_values=cache, **told).logits
+    logits = model(inputs_embeds=x, past_key_values=cache, **options).logits
     for i in range(new):
         ids = logits[:, -1].argmax(-1)
         yield ids
@@ -114,15 +116,15 @@ def theirs(model: nn.Module, x: Tensor, new: int, static: bool, step: Callable |
             at = torch.full((len(x), 1), T + i, device=x.device)
             run = model if step is None else step
             logits = run(input_ids=ids[:, None], past_key_values=cache,
-                         position_ids=at, **told).logits
+                         position_ids=at, **options).logits
 
 
 def llama_cpp_loads(folder: Path, config: LlamaConfig, args: argparse.Namespace
                     ) -> dict[str, Callable]:
-    """Writes its files. To say the same words for sure it needs a cache in float32, the slower."""
+    """Writes its files. For the same tokens it needs a cache in float32, which is slower."""
     if gguf_files.MISSING or args.batch > 1 or args.device != "cpu":
-        why = "it would be timed too after pip install " + " ".join(gguf_files.MISSING) \
-            if gguf_files.MISSING else "it is timed at --batch 1 on a CPU alone"
+        why = "to time it too: pip install " + " ".join(gguf_files.MISSING) \
+            if gguf_files.MISSING else "it is timed at --batch 1 on a CPU only"
         print(f"llama.cpp: left out, {why}", file=sys.stderr)
         return {}
     dtype, loads = DTYPES[args.dtype], {}
@@ -141,14 +143,14 @@ def llama_cpp_loads(folder: Path, config: LlamaConfig, args: argparse.Namespace
 # ---- measurements --------------------------------------------------------------------------------
 
 def timed(run: Callable[[], Steps], device: str) -> tuple[float, float, list[list[int]]]:
-    """-> seconds to the first word, and for each further one; the words."""
-    start, said = clock(device), []
+    """-> seconds to the first token, and for each further one; the tokens."""
+    start, tokens = clock(device), []
     for ids in run():
-        said.append(ids)
-        if len(said) == 1:
+        tokens.append(ids)
+        if len(tokens) == 1:
             first = clock(device)
-    return (first - start, (clock(device) - first) / (len(said) - 1),
-            torch.stack(said, dim=1).tolist())
+    return (first - start, (clock(device) - first) / (len(tokens) - 1),
+            torch.stack(tokens, dim=1).tolist())
 
 
 def read_rate(device: str, numbers: int = 1 << 28) -> float:
@@ -163,13 +165,13 @@ def read_rate(device: str, numbers: int = 1 << 28) -> float:
 
 def step_bytes(config: LlamaConfig, bits: int, args: argparse.Namespace) -> float:
     """What a step reads: layers in `bits`, the head, in 8 if they are few, and the cache as of the
-    middle word."""
+    middle token."""
     size = DTYPES[args.dtype].itemsize
-    layer = config.depth * (4 * config.width ** 2 + 3 * config.width * config.mlp)
-    kept = {16: size, 8: 1, 4: 0.5 + size / 32}[bits]
-    seen = args.prompt + args.new / 2
-    cache = 2 * config.depth * config.width * seen * args.batch
-    return layer * kept + config.vocab_size * config.width * (size if bits == 16 else 1) + \
+    layer = config.depth * (4 * config.width ** 2 + 3 * config.width * config.mlp_width)
+    stored = {16: size, 8: 1, 4: 0.5 + size / 32}[bits]
+    length = args.prompt + args.new / 2
+    cache = 2 * config.depth * config.width * length * args.batch
+    return layer * stored + config.vocab_size * config.width * (size if bits == 16 else 1) + \
         cache * (4 if args.device == "cpu" else size)
 
 
@@ -181,7 +183,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, nargs="+", choices=(16, 8, 4), default=[16, 8, 4])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=320, help="tokens")
-    parser.add_argument("--new", type=int, default=25, help="words of an answer")
+    parser.add_argument("--new", type=int, default=25, help="tokens of an answer")
     parser.add_argument("--steps", type=int, default=5, help="answers of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="both with torch.compile too")
@@ -211,7 +213,7 @@ def sides(folder: Path, config: LlamaConfig, args: argparse.Namespace
         model = load()
         loaded[name] = clock(args.device) - start
         if name.startswith("llama.cpp"):
-            runs[name] = lambda model=model: gguf_files.words(model, ids[0].tolist(), args.new)
+            runs[name] = lambda model=model: gguf_files.tokens(model, ids[0].tolist(), args.new)
             continue
         if name != THEIRS:
             runs[name] = lambda model=model: ours(model, x, args.new)
@@ -228,10 +230,10 @@ def sides(folder: Path, config: LlamaConfig, args: argparse.Namespace
 def report(runs: dict[str, Callable[[], Steps]], loaded: dict[str, float], floors: dict[str, float],
            args: argparse.Namespace) -> None:
     first = {name: timed(run, args.device)[2] for name, run in runs.items()}        # and warm up
-    for name, words in first.items():
+    for name, tokens in first.items():
         same = name.startswith(("transformers", "ours, 16 bits")) or name == CHECKED
         if same and args.dtype == "fp32" and 16 in args.bits:
-            assert words == first["ours, 16 bits"], f"{name} says other words"
+            assert tokens == first["ours, 16 bits"], f"{name}: other tokens"
     found = {name: [] for name in runs if name != CHECKED}
     for _ in range(args.steps):
         for name in found:
@@ -247,8 +249,8 @@ def report(runs: dict[str, Callable[[], Steps]], loaded: dict[str, float], floor
                      f"{middle[0] * 1e3:.1f}", f"{middle[1] * 1e3:.2f}",
                      f"{args.batch / middle[1]:.1f}", *(f"{ratio:.2f}" for ratio in times),
                      f"{floors[name] / middle[1]:.0%}" if name in floors else ""])
-    table(["", "load s", "first word ms", "ms/step", "words/s", "times theirs: first word", "step",
-           "whole answer", "of the floor"], rows)
+    table(["", "load s", "first token ms", "ms/step", "tokens/s", "times theirs: first token",
+           "step", "whole answer", "of the floor"], rows)
 
 
 def main() -> None:
@@ -264,7 +266,7 @@ def main() -> None:
         write_folder(Path(folder), config, DTYPES[args.dtype])
         runs, loaded = sides(Path(folder), config, args)
         print(f"{args.size}, {args.dtype}, batch {args.batch}, {place}; prompt {args.prompt}, "
-              f"{args.new} words; reads {rate / 1e9:.1f} GB/s; medians of {args.steps}; floor "
+              f"{args.new} tokens; reads {rate / 1e9:.1f} GB/s; medians of {args.steps}; floor "
               + ", ".join(f"{floors[f'ours, {bits} bits'] * 1e3:.2f} ms at {bits} bits"
                           for bits in args.bits) + "\n")
         report(runs, loaded, floors, args)

@@ -14,8 +14,8 @@ interleaved, medians, and medians of the ratios of neighbors:
 Theirs is used as it comes: sdpa attention, `labels=`, and no mask, as padding is on the right.
 Memory is what the process grows by in its first two steps, each side in a process of its own. The
 utilization counts what the step needs: two FLOPs a parameter and token forward, two for gradients
-that pass a frozen one, two for those of LoRA and projector; attention where a token may look; the
-head where there is a label. It is told in parts of what a 2048 x 2048 product reaches here.
+that pass a frozen one, two for those of LoRA and projector; attention for the keys that a token
+attends to; the head where there is a label. It is a part of what a 2048 x 2048 product reaches.
 Without transformers and peft (pip install transformers peft) ours runs alone.
 """
 import argparse
@@ -34,25 +34,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import layouts
-from data import PackedDataset, Tokenizer, collate
-from llama import LlamaConfig
-from lora import LoRAConfig, add_lora
-from projector import DTYPES, SkyEyeConfig, SkyEyeGPT
-from support.readers.common import Sample
-from support.training.flops import count_flops
-from vit import ViTConfig
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import layouts  # noqa: E402
+from data import PackedDataset, Tokenizer, collate  # noqa: E402
+from llama import LlamaConfig  # noqa: E402
+from lora import LoRAConfig, add_lora  # noqa: E402
+from projector import DTYPES, SkyEyeConfig, SkyEyeGPT  # noqa: E402
+from support.readers.common import Sample  # noqa: E402
+from support.training.flops import count_flops  # noqa: E402
+from vit import ViTConfig  # noqa: E402
 
 THEIRS = "transformers + peft"
 MISSING = [name for name in ("transformers", "peft") if not importlib.util.find_spec(name)]
 LORA = LoRAConfig(r=64, alpha=16.0, dropout=0.0)
-EYE = ViTConfig(image_size=224, patch_size=14, width=192, depth=6, heads=3, mlp=768)
+VIT = ViTConfig(image_size=224, patch_size=14, width=192, depth=6, heads=3, mlp_width=768)
+LLAMA_15M = LlamaConfig(width=288, depth=6, heads=6, mlp_width=768)
+LLAMA_110M = LlamaConfig(width=768, depth=12, heads=12, mlp_width=2048)
 SIZES = {       # the model, rows of the text step
-    "15M": (SkyEyeConfig(EYE, LlamaConfig(width=288, depth=6, heads=6, mlp=768), None), 4),
-    "110M": (SkyEyeConfig(EYE, LlamaConfig(width=768, depth=12, heads=12, mlp=2048), None), 4),
+    "15M": (SkyEyeConfig(VIT, LLAMA_15M, lora=None), 4),
+    "110M": (SkyEyeConfig(VIT, LLAMA_110M, lora=None), 4),
     "7B": (SkyEyeConfig(lora=None), 1),
 }
 
@@ -70,7 +72,7 @@ class Side:
 
 
 def build_ours(config: SkyEyeConfig, device: str, dtype: torch.dtype) -> SkyEyeGPT:
-    """What is frozen in dtype, what learns in float32; nothing is ever held in another type."""
+    """Frozen weights in dtype, trained ones in float32; none is ever held in another type."""
     with torch.device("meta"):
         model = SkyEyeGPT(config).to(dtype)
         model.llama_proj.float()
@@ -96,58 +98,58 @@ def their_language(model: SkyEyeGPT, device: str) -> nn.Module:
     with torch.device("meta"):
         language = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(**layouts.hf_json(model.config.llama)))
-    told = peft.LoraConfig(r=LORA.r, lora_alpha=LORA.alpha, target_modules=list(LORA.targets),
+    lora = peft.LoraConfig(r=LORA.r, lora_alpha=LORA.alpha, target_modules=list(LORA.targets),
                            lora_dropout=LORA.dropout, task_type="CAUSAL_LM")
-    language = peft.get_peft_model(language, told, low_cpu_mem_usage=True)
-    own = {}
+    language = peft.get_peft_model(language, lora, low_cpu_mem_usage=True)
+    state = {}
     for name, tensor in model.llama_model.state_dict().items():
         if ".lora_" in name:
             name, tensor = name.replace(".weight", ".default.weight"), tensor.clone()
         elif name.split(".")[-2] in LORA.targets:
             name = name.replace(".weight", ".base_layer.weight")
-        own["base_model.model." + name] = tensor
-    language.load_state_dict(own, assign=True)
+        state["base_model.model." + name] = tensor
+    language.load_state_dict(state, assign=True)
     decoder = language.base_model.model.model
     with torch.device(device):
         decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)      # is in no state dict
     return language.train()
 
 
-def their_eye(model: SkyEyeGPT) -> nn.Module:
+def their_vit(model: SkyEyeGPT) -> nn.Module:
     """Blip2VisionModel with the last norm that SkyEyeGPT has, one without weights."""
     import transformers
     config = model.config.vit
     with torch.device("meta"):
-        eye = transformers.Blip2VisionModel(transformers.Blip2VisionConfig(
-            hidden_size=config.width, num_hidden_layers=config.depth, intermediate_size=config.mlp,
-            num_attention_heads=config.heads, patch_size=config.patch_size,
-            image_size=config.image_size, layer_norm_eps=1e-6))
-    eye.post_layernorm = nn.LayerNorm(config.width, eps=1e-5, elementwise_affine=False)
+        vit = transformers.Blip2VisionModel(transformers.Blip2VisionConfig(
+            hidden_size=config.width, num_hidden_layers=config.depth,
+            intermediate_size=config.mlp_width, num_attention_heads=config.heads,
+            patch_size=config.patch_size, image_size=config.image_size, layer_norm_eps=1e-6))
+    vit.post_layernorm = nn.LayerNorm(config.width, eps=1e-5, elementwise_affine=False)
     theirs = {name.removeprefix("vision_model."): tensor for name, tensor in
               layouts.blip2(model.visual_encoder.state_dict(), config.depth).items()}
-    eye.load_state_dict({name: theirs[name] for name in eye.state_dict()}, assign=True)
-    return eye.requires_grad_(False)
+    vit.load_state_dict({name: theirs[name] for name in vit.state_dict()}, assign=True)
+    return vit.requires_grad_(False)
 
 
 def their_side(model: SkyEyeGPT, device: str) -> Side:
     """The model as one puts it together from the libraries."""
-    speaker, eye = their_language(model, device), their_eye(model)
-    bridge = nn.Linear(model.llama_proj.in_features, model.config.llama.width).to(device)
-    bridge.load_state_dict(model.llama_proj.state_dict())
-    embed = speaker.get_input_embeddings()
+    language, vit = their_language(model, device), their_vit(model)
+    projector = nn.Linear(model.llama_proj.in_features, model.config.llama.width).to(device)
+    projector.load_state_dict(model.llama_proj.state_dict())
+    embed = language.get_input_embeddings()
 
     def loss(batch: dict) -> Tensor:
         ids, images = batch["ids"], batch["images"]
         if images is None:
-            return speaker(input_ids=ids, labels=batch["labels"], use_cache=False).loss
+            return language(input_ids=ids, labels=batch["labels"], use_cache=False).loss
         with torch.no_grad():
-            patches = eye(images.to(embed.weight.dtype)).last_hidden_state[:, 1:]
-        visual = bridge(patches.reshape(len(images), -1, bridge.in_features))
+            patches = vit(images.to(embed.weight.dtype)).last_hidden_state[:, 1:]
+        visual = projector(patches.reshape(len(images), -1, projector.in_features))
         x = embed(ids.clamp(min=0))
         x = x.masked_scatter((ids < 0)[..., None], visual.to(x.dtype))
-        return speaker(inputs_embeds=x, labels=batch["labels"], use_cache=False).loss
+        return language(inputs_embeds=x, labels=batch["labels"], use_cache=False).loss
 
-    return Side(nn.ModuleList([speaker, bridge]), loss)
+    return Side(nn.ModuleList([language, projector]), loss)
 
 
 def supervised(batch: dict) -> int:
@@ -157,7 +159,8 @@ def supervised(batch: dict) -> int:
 def step(side: Side, batches: list[dict], device: str, dtype: torch.dtype, lr: float = 1e-4
          ) -> tuple[float, float]:
     """One step over micro-batches -> seconds, and the loss over all supervised tokens."""
-    total, told = sum(map(supervised, batches)), torch.zeros((), device=device)
+    total = sum(map(supervised, batches))
+    loss_sum = torch.zeros((), device=device)
     for group in side.optimizer.param_groups:
         group["lr"] = lr
     start = clock(device)
@@ -165,10 +168,10 @@ def step(side: Side, batches: list[dict], device: str, dtype: torch.dtype, lr: f
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = side.loss(batch) * (supervised(batch) / total)
         loss.backward()
-        told += loss.detach()
+        loss_sum += loss.detach()
     side.optimizer.step()
     side.optimizer.zero_grad(set_to_none=True)
-    return clock(device) - start, told.item()
+    return clock(device) - start, loss_sum.item()
 
 
 def clock(device: str) -> float:
@@ -197,12 +200,12 @@ def question_batches(config: SkyEyeConfig, args: argparse.Namespace, together: i
     tokenizer = Tokenizer(ROOT / "weights" / "nano" / "tokenizer.model")
     turns = [("", [("[vqa] " + FORMS[i % 4].format(THINGS[i // 4 % 8]), ("yes", "no")[i % 2])])
              for i in range(args.questions)]
-    maker = PackedDataset([Sample(("",), (("", "yes"),), "vqa", "")], tokenizer, config.vit.image_size,
-                 config.visual_tokens)
+    maker = PackedDataset([Sample(("",), (("", "yes"),), "vqa", "")], tokenizer,
+                          config.vit.image_size, config.visual_tokens)
     side, generator, rows = config.vit.image_size, torch.Generator().manual_seed(2), []
     for _ in range(args.pictures):
         image = torch.randn(1, 3, side, side, generator=generator)
-        rows += [maker.row(turns[i:i + together], 1) | {"images": image}
+        rows += [maker.pack(turns[i:i + together], 1) | {"images": image}
                  for i in range(0, args.questions, together)]
     size = max(1, args.rows // together)
     batches = [collate(rows[i:i + size]) for i in range(0, len(rows), size)]
@@ -262,8 +265,8 @@ def peak(device: str) -> int:
 
 
 def measure_growth(side: str, args: argparse.Namespace) -> int:
-    told = [f"--{name}={getattr(args, name)}" for name in ("size", "device", "dtype")]
-    run = subprocess.run([sys.executable, __file__, *told, "--memory", side], check=True,
+    flags = [f"--{name}={getattr(args, name)}" for name in ("size", "device", "dtype")]
+    run = subprocess.run([sys.executable, __file__, *flags, "--memory", side], check=True,
                          stdout=subprocess.PIPE, text=True)
     return json.loads(run.stdout.splitlines()[-1])
 

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-import layouts
-from llama import Llama, LlamaConfig
-from projector import DTYPES, PRESETS, SkyEyeGPT
-from support.inference.cpu_kernels import pack_for_cpu
-from vit import ViT, ViTConfig
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import layouts  # noqa: E402
+from llama import Llama, LlamaConfig  # noqa: E402
+from projector import DTYPES, PRESETS, SkyEyeGPT  # noqa: E402
+from support.inference.cpu_kernels import pack_for_cpu  # noqa: E402
+from vit import ViT, ViTConfig  # noqa: E402
 
 PROMPT = "[caption] briefly describe the image"
 
@@ -114,11 +114,11 @@ def run(*command):
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, text=True,
                                stdout=subprocess.PIPE)
-    said = process.stdout.read()
+    printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(map(str, command))}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9, said
+    return time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9, printed
 
 
 def bandwidth(device):
@@ -140,8 +140,9 @@ def measure(folder, device, dtype, bits):
     low = bits / 16 + (bits == 4) / 32                      # a scale for each 32 numbers
     layers = sum(p.nbytes for name, p in model.named_parameters() if "self_attn." in name
                  or "llama_model" in name and ".mlp." in name)
-    eye = sum(p.nbytes for name, p in model.visual_encoder.blocks.named_parameters() if p.ndim == 2)
-    saved = (1 - low) * layers + (bits < 16) * 63 / 128 * eye           # the eye: 8.125 bits of 16
+    encoder = sum(p.nbytes for _, p in model.visual_encoder.blocks.named_parameters()
+                  if p.ndim == 2)
+    saved = (1 - low) * layers + (bits < 16) * 63 / 128 * encoder   # 8.125 bits of 16
     found["weights_gb"] = (sum(p.nbytes for p in model.parameters()) - saved) / 1e9
     size, N = model.config.vit.image_size, model.config.visual_tokens
     ids = torch.cat([torch.arange(3, 13), torch.full((N,), -1), torch.arange(13, 43)]).to(device)
@@ -178,18 +179,19 @@ def main():
                            downloads / "eva_vit_g.pth", "--adapter", downloads / "SkyEyeGPT.pth",
                            "--out", out)
     print(f"projector.py: {seconds:.1f} s, peak memory {peak:.2f} GB", flush=True)
-    seconds, peak, said = run("tests/full_size.py", out, "--measure", "--device", args.device,
+    seconds, peak, printed = run("tests/full_size.py", out, "--measure", "--device", args.device,
                               "--dtype", args.dtype, "--bits", args.bits)
-    told = json.loads(said)
-    print(f"loading {told['weights_gb']:.2f} GB: {told['load_s']:.1f} s, peak memory {peak:.2f} GB")
-    print(f"first token after {told['first_token_s']:.1f} s, then {told['token_s']:.3f} s a token; "
-          f"floor {told['floor_s']:.3f} s at {told['bandwidth']:.1f} GB/s", flush=True)
-    if "peak_gpu_gb" in told:
-        print(f"peak GPU memory {told['peak_gpu_gb']:.2f} GB")
-    seconds, peak, said = run("chat.py", downloads / "picture.png", "--model", out, "--prompt",
+    found = json.loads(printed)
+    print(f"loading {found['weights_gb']:.2f} GB: {found['load_s']:.1f} s, "
+          f"peak memory {peak:.2f} GB")
+    print(f"first token after {found['first_token_s']:.1f} s, then {found['token_s']:.3f} s each; "
+          f"floor {found['floor_s']:.3f} s at {found['bandwidth']:.1f} GB/s", flush=True)
+    if "peak_gpu_gb" in found:
+        print(f"peak GPU memory {found['peak_gpu_gb']:.2f} GB")
+    seconds, peak, printed = run("chat.py", downloads / "picture.png", "--model", out, "--prompt",
                               PROMPT, "--max_new_tokens", "8", "--dtype", args.dtype,
                               "--device", args.device, "--bits", args.bits)
-    print(f"chat.py: {seconds:.1f} s for 8 tokens, peak memory {peak:.2f} GB: {said.strip()!r}")
+    print(f"chat.py: {seconds:.1f} s for 8 tokens, peak memory {peak:.2f} GB: {printed.strip()!r}")
     if not args.keep:
         shutil.rmtree(downloads)
         shutil.rmtree(out)

@@ -1,4 +1,4 @@
-"""A LLaMA as llama.cpp's files, and the greedy words that llama.cpp says from one.
+"""A LLaMA as llama.cpp's files, and the greedy tokens that llama.cpp generates from one.
 
 Needs llama-cpp-python and gguf (pip install llama-cpp-python gguf). llama.cpp's own quantizer puts
 the layers into Q8_0 or Q4_0 and the head into Q8_0; embeddings stay in the source's float type,
@@ -40,7 +40,7 @@ def described(file: Path, config: LlamaConfig):
     out.add_context_length(config.max_positions)
     out.add_embedding_length(config.width)
     out.add_block_count(config.depth)
-    out.add_feed_forward_length(config.mlp)
+    out.add_feed_forward_length(config.mlp_width)
     out.add_head_count(config.heads)
     out.add_layer_norm_rms_eps(config.norm_eps)
     out.add_rope_freq_base(config.rope_theta)
@@ -84,12 +84,13 @@ def quantize_gguf(source: Path, bits: int, dtype: torch.dtype, file: Path) -> No
     import gguf
     import llama_cpp
     logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
-    told = llama_cpp.llama_model_quantize_default_params()
-    told.ftype = {8: llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 4: llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[bits]
-    told.pure = True                                                # no other types in some layers
-    told.output_tensor_type = gguf.GGMLQuantizationType.Q8_0
-    told.token_embedding_type = gguf.GGMLQuantizationType[KINDS[dtype]]
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), told):
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = {8: llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+                    4: llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}[bits]
+    params.pure = True                      # no other types in some layers
+    params.output_tensor_type = gguf.GGMLQuantizationType.Q8_0
+    params.token_embedding_type = gguf.GGMLQuantizationType[KINDS[dtype]]
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), params):
         raise RuntimeError(f"{source}: llama.cpp cannot quantize it")
 
 
@@ -102,7 +103,7 @@ def load_gguf(file: Path, prompt: int, new: int, threads: int, exact: bool = Fal
                            flash_attn=True, verbose=False)
 
 
-def words(model, prompt: list[int], new: int) -> Iterator[Tensor]:
+def tokens(model, prompt: list[int], new: int) -> Iterator[Tensor]:
     """Greedy, on the bare C interface: the sampler and the Python class would add to it."""
     import llama_cpp
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), False)

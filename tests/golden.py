@@ -11,9 +11,9 @@ import tiny
 from llama import Llama, LlamaConfig
 from vit import ViT
 
-LANGUAGE = LlamaConfig(vocab_size=61, width=50, depth=3, heads=5, mlp=44, max_positions=64)
+LANGUAGE = LlamaConfig(vocab_size=61, width=50, depth=3, heads=5, mlp_width=44, max_positions=64)
 EVA = tiny.VIT
-CLIP = dataclasses.replace(EVA, clip=True)
+CLIP = dataclasses.replace(EVA, variant="clip")
 
 
 def wave(model):

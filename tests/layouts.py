@@ -1,4 +1,4 @@
-"""Tiny models written as everyone publishes theirs: the inverse of formats/released, spelled out.
+"""Tiny models in every published layout: the inverse of support/checkpoints/names.py, spelled out.
 
 Every function takes tensors under our names and gives them under somebody else's.
 """
@@ -13,6 +13,7 @@ import tiny
 
 
 def renamed(tensors, *pairs, prefix=""):
+    """pairs: (ours, theirs), parts of names that are replaced in order."""
     out = {}
     for name, tensor in tensors.items():
         for ours, theirs in pairs:
@@ -23,20 +24,20 @@ def renamed(tensors, *pairs, prefix=""):
 
 # ---- vision --------------------------------------------------------------------------------------
 
-def one_block_more(tensors, depth):
-    """The released encoders have a block that is not used."""
+def with_unused_block(tensors, depth):
+    """The released encoders have one more block, which is not used."""
     extra = {name.replace(f"blocks.{depth - 1}.", f"blocks.{depth}."): torch.randn_like(tensor)
              for name, tensor in tensors.items() if f"blocks.{depth - 1}." in name}
     return tensors | extra
 
 
 def eva(tensors, depth):
-    return one_block_more(tensors, depth)
+    return with_unused_block(tensors, depth)
 
 
 def timm(tensors, depth):
     head = {"norm.weight": 24, "norm.bias": 24, "head.bias": 11}
-    return one_block_more(tensors, depth) | {k: torch.randn(n) for k, n in head.items()} | {
+    return with_unused_block(tensors, depth) | {k: torch.randn(n) for k, n in head.items()} | {
         "head.weight": torch.randn(11, 24)}
 
 
@@ -67,8 +68,8 @@ def blip2(tensors, depth):
 
 
 def clip(tensors, depth, prefix=""):
-    """k has a bias too, and the last block and norm are there."""
-    own = one_block_more(tensors, depth)
+    """CLIP gives k a bias too, and has the last block and norm."""
+    own = with_unused_block(tensors, depth)
     for i in range(depth + 1):
         weights = own.pop(f"blocks.{i}.attn.qkv.weight").chunk(3)
         for x, weight in zip("qkv", weights, strict=True):
@@ -85,7 +86,7 @@ def clip(tensors, depth, prefix=""):
                   f"{prefix}vision_model.post_layernorm.bias": torch.randn(24)}
 
 
-def whole_clip(tensors, depth):
+def clip_with_text_tower(tensors, depth):
     return clip(tensors, depth) | {
         "text_model.embeddings.token_embedding.weight": torch.randn(9, 8),
         "visual_projection.weight": torch.randn(8, 24), "text_projection.weight": torch.randn(8, 8),
@@ -96,7 +97,7 @@ def whole_clip(tensors, depth):
 # ---- language ------------------------------------------------------------------------------------
 
 def hf(tensors):
-    """Old files hold RoPE's rates too."""
+    """Old files hold RoPE's frequencies too."""
     return tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.randn(5)}
 
 
@@ -120,7 +121,7 @@ def meta(tensors, heads):
 def hf_json(config, **more):
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
             "hidden_size": config.width, "num_hidden_layers": config.depth,
-            "num_attention_heads": config.heads, "intermediate_size": config.mlp,
+            "num_attention_heads": config.heads, "intermediate_size": config.mlp_width,
             "max_position_embeddings": config.max_positions, "rms_norm_eps": config.norm_eps,
             "vocab_size": config.vocab_size, "rope_scaling": None, **more}
 
@@ -133,7 +134,8 @@ def params_json(config):
 # ---- adapters ------------------------------------------------------------------------------------
 
 def minigpt_v2(tensors, default=""):
-    """{"model": ..} with the optimizer's state beside it; `default` as peft from 0.3 on names."""
+    """{"model": ..} with the optimizer's state beside it; default: ".default", as peft from 0.3 on
+    names its tensors."""
     own = renamed({k: v for k, v in tensors.items() if ".lora_" in k},
                   ("llama_model.model.", "llama_model.base_model.model.model."),
                   (".weight", f"{default}.weight"))
@@ -149,7 +151,7 @@ def minigpt_v2(tensors, default=""):
 # ---- files ---------------------------------------------------------------------------------------
 
 def tokenizer(pieces=tiny.VOCAB):
-    """The tests' tokenizer, filled up with pieces that no text contains."""
+    """tokenizer.model with so many pieces: the tests' own, then pieces that no text contains."""
     more = b""
     for i in range(tiny.VOCAB, pieces):
         text = f"\uffff{i}".encode()
@@ -161,14 +163,14 @@ def tokenizer(pieces=tiny.VOCAB):
 def write_sharded(folder: Path, tensors, shards=2, stem="model"):
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(tensors)
-    place = {name: f"{stem}-{1 + i * shards // len(names):05}-of-{shards:05}.safetensors"
-             for i, name in enumerate(names)}
-    for file in set(place.values()):
-        own = {k: tensors[k].contiguous() for k in names if place[k] == file}
+    weight_map = {name: f"{stem}-{1 + i * shards // len(names):05}-of-{shards:05}.safetensors"
+                  for i, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        own = {k: tensors[k].contiguous() for k in names if weight_map[k] == file}
         save_file(own, folder / file, {"format": "pt"})
     size = sum(tensor.nbytes for tensor in tensors.values())
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(
-        {"metadata": {"total_size": size}, "weight_map": place}))
+        {"metadata": {"total_size": size}, "weight_map": weight_map}))
 
 
 def llama_folder(folder: Path, tensors, config, pieces=None, **more):

@@ -1,12 +1,22 @@
-"""The language model against a version in loops; its cache, its token loop and its sampling."""
-import dataclasses
+"""The language model against a version in loops; its cache, one answer, sampling; and that what is
+there for speed computes the same."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import llama as llama_module
 import tiny
-from llama import PRESETS, Llama, apply_rope, attention, packed_mask, rope_angles, sample
+from llama import (
+    PRESETS,
+    Llama,
+    apply_rope,
+    attention,
+    hidden_states_at,
+    packed_mask,
+    rope_angles,
+    sample,
+)
 from train import init_number_tokens
 
 CONFIG = tiny.LLAMA
@@ -21,11 +31,11 @@ def llama():
 # ---- an independent model ------------------------------------------------------------------------
 
 def rotate(x, position):
-    """RoPE as the paper has it: complex numbers turned by position * theta^(-2j/d)."""
+    """RoPE as the paper has it: complex numbers rotated by position * theta^(-2j/d)."""
     half = x.shape[-1] // 2
     rates = torch.tensor([10000.0 ** (-2 * j / (2 * half)) for j in range(half)])
-    turned = torch.complex(x[..., :half], x[..., half:]) * torch.exp(1j * position * rates)
-    return torch.cat([turned.real, turned.imag], dim=-1)
+    rotated = torch.complex(x[..., :half], x[..., half:]) * torch.exp(1j * position * rates)
+    return torch.cat([rotated.real, rotated.imag], dim=-1)
 
 
 def rms_norm(x, weight):
@@ -81,6 +91,7 @@ def test_tensor_names_and_shapes_are_those_of_the_released_files():
 
 def test_ordered_start_values_are_nearer_the_nearer_their_numbers_and_no_larger_than_others():
     model, numbers = Llama(CONFIG), [7, 3, 40, 41, 12, 60, 5]     # ids that stand for 0 .. 6
+    model.init_weights()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     init_number_tokens(model, numbers)
     others = [i for i in range(61) if i not in numbers]
@@ -96,13 +107,13 @@ def test_ordered_start_values_are_nearer_the_nearer_their_numbers_and_no_larger_
     assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items())
 
 
-def test_rope_is_a_turn_of_complex_numbers():
+def test_rope_is_a_rotation_of_complex_numbers():
     x = torch.randn(1, H, 9, D // H)
     positions = torch.tensor([[0, 1, 2, 5, 11, 12, 40, 41, 63]])
-    turned = apply_rope(x, *rope_angles(positions, CONFIG))
+    rotated = apply_rope(x, *rope_angles(positions, CONFIG))
     for head in range(H):
         for t, p in enumerate(positions[0].tolist()):
-            torch.testing.assert_close(turned[0, head, t], rotate(x[0, head, t], p),
+            torch.testing.assert_close(rotated[0, head, t], rotate(x[0, head, t], p),
                                        rtol=1e-4, atol=1e-5)
 
 
@@ -148,12 +159,12 @@ def test_the_future_cannot_change_the_past(llama):
 
 def in_chunks(llama, ids, *sizes):
     """Logits of ids computed piece by piece with one cache."""
-    cache, logits, start = llama.cache(len(ids), 20), [], 0
+    cache, logits, start = llama.new_cache(len(ids), 20), [], 0
     for size in sizes:
         positions = torch.arange(start, start + size).expand(len(ids), size)
         logits.append(llama(ids[:, start:start + size], positions, cache=cache))
         start += size
-    assert cache.used == start == ids.shape[1]
+    assert cache.length == start == ids.shape[1]
     return torch.cat(logits, dim=1)
 
 
@@ -174,30 +185,31 @@ def test_the_last_layer_at_some_places_is_what_it_is_at_all(llama, masked):
     more = {"positions": torch.tensor([[0, 1, 2, 3, 4, 3, 4], [0, 1, 2, 3, 4, 2, 0]]),
             "mask": packed_mask(segments)} if masked else {}
     whole = llama.model(x, **more)
-    some = llama.model(x, **more, at=PLACES)
+    some = hidden_states_at(llama.model, x, PLACES, **more)
     assert torch.allclose(some, whole[torch.arange(2)[:, None], PLACES], atol=1e-5)
 
 
-def test_so_it_is_behind_a_cache(llama):
-    x, caches = tiny.ids(2, 11), [llama.cache(2, 11) for _ in range(2)]
+def test_the_last_layer_at_some_places_is_the_same_behind_a_cache(llama):
+    x, caches = tiny.ids(2, 11), [llama.new_cache(2, 11) for _ in range(2)]
     for start, end in ((0, 4), (4, 11)):
         part, places = x[:, start:end], PLACES.clamp(max=end - start - 1)
         positions = torch.arange(start, end).expand(2, -1)
         whole = llama.model(part, positions, cache=caches[0])
-        some = llama.model(part, positions, cache=caches[1], at=places)
+        some = hidden_states_at(llama.model, part, places, positions, cache=caches[1])
         assert torch.allclose(some, whole[torch.arange(2)[:, None], places], atol=1e-5)
     assert torch.allclose(caches[0].k, caches[1].k, atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
-def test_attention_in_chunks_is_attention_and_so_are_its_gradients(chunk):
+def test_attention_in_chunks_is_attention_and_so_are_its_gradients(chunk, monkeypatch):
     segments = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 4],
                              [0, 0, 1, 1, 1, 2, 2, 2, 2, -1, -1]])
     mask = packed_mask(segments)
     drawn = torch.randn(3, 2, H, 11, D // H, generator=torch.Generator().manual_seed(0))
     whole, parts = drawn.clone().requires_grad_(), drawn.clone().requires_grad_()
     wanted = attention(*whole, mask)
-    found = attention(*parts, mask, chunk=chunk)
+    monkeypatch.setattr(llama_module, "CHUNK", chunk)
+    found = attention(*parts, mask)
     assert torch.allclose(found, wanted, atol=1e-6)
     for side in (wanted, found):
         (side * torch.linspace(-1, 1, side.numel()).view_as(side)).sum().backward()
@@ -207,41 +219,27 @@ def test_attention_in_chunks_is_attention_and_so_are_its_gradients(chunk):
 def test_a_cache_may_name_a_row_twice_and_leave_one_out(llama):
     """Two questions behind the second prompt: as if each were asked behind it alone."""
     prompts, new = tiny.ids(2, 5), tiny.ids(2, 3, seed=1)
-    cache = llama.cache(2, 5)
+    cache = llama.new_cache(2, 5)
     llama.model(prompts, cache=cache)
-    cache.take(torch.tensor([1, 1]), 8)
+    cache.select_rows(torch.tensor([1, 1]), 8)
     logits = llama(new, 5 + torch.arange(3).expand(2, -1), cache=cache)
     wanted = llama(torch.cat([prompts[[1, 1]], new], dim=1))[:, 5:]
     assert torch.allclose(logits, wanted, atol=1e-5)
 
 
 def test_more_tokens_than_the_cache_has_slots_are_refused(llama):
-    cache = llama.cache(1, 6)
+    cache = llama.new_cache(1, 6)
     llama(tiny.ids(1, 5), cache=cache)
     with pytest.raises(ValueError, match="7 tokens do not fit the context of 6"):
         llama(tiny.ids(1, 2), torch.tensor([[5, 6]]), cache=cache)
 
 
 def test_a_cache_never_has_more_slots_than_the_model_has_positions(llama):
-    assert llama.cache(1, 1000).slots == 64
-    assert llama.cache(1, 63).slots == 63
+    assert llama.new_cache(1, 1000).capacity == 64
+    assert llama.new_cache(1, 63).capacity == 63
 
 
-# ---- the token loop ------------------------------------------------------------------------------
-
-def decode(llama, prompts, steps, stop=-1, slots=64, **sampling):
-    """-> what each prompt is answered, decoded together, right-padded."""
-    lengths = torch.tensor([len(p) for p in prompts])
-    ids = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=5)
-    cache = llama.cache(len(prompts), slots)
-    x = llama.model.embed_tokens(ids)
-    tokens = list(llama.generate(x, lengths, cache, steps, stop, **sampling))
-    return torch.stack(tokens, dim=1).tolist()
-
-
-def prompts_of_different_lengths():
-    return [tiny.ids(1, n, seed=n)[0] for n in (9, 1, 14, 6)]
-
+# ---- one answer ----------------------------------------------------------------------------------
 
 def greedy_without_cache(llama, prompt, steps):
     ids = prompt
@@ -250,51 +248,37 @@ def greedy_without_cache(llama, prompt, steps):
     return ids[len(prompt):].tolist()
 
 
-def test_greedy_decoding_says_what_the_whole_forward_says(llama):
-    for prompt in prompts_of_different_lengths():
-        said = decode(llama, [prompt], 12)[0]
-        assert said == greedy_without_cache(llama, prompt, 12)
-        assert len(set(said)) > 2
+@pytest.mark.parametrize("length", [1, 6, 14])
+def test_greedy_generation_gives_what_the_whole_forward_gives(llama, length):
+    prompt = tiny.ids(1, length, seed=length)[0]
+    answer = list(llama.generate(prompt, 12, stop=-1))
+    assert answer == greedy_without_cache(llama, prompt, 12) and len(set(answer)) > 2
+    assert answer == list(llama.generate(llama.model.embed_tokens(prompt), 12, stop=-1))
 
 
-def test_a_batch_of_different_lengths_says_token_for_token_what_single_prompts_say(llama):
-    prompts = prompts_of_different_lengths()
-    singles = [decode(llama, [p], 20)[0] for p in prompts]
-    assert decode(llama, prompts, 20) == singles
-    assert len({tuple(row) for row in singles}) == 4
+def test_generation_ends_before_the_stop_token(llama):
+    prompt = tiny.ids(1, 6)[0]
+    answer = list(llama.generate(prompt, 12, stop=-1))
+    stop = answer[-1]
+    assert list(llama.generate(prompt, 12, stop)) == answer[:answer.index(stop)]
 
 
-def test_a_row_that_has_stopped_goes_on_saying_stop_and_the_loop_ends_with_the_last(llama):
-    prompts = prompts_of_different_lengths()
-    free = decode(llama, prompts, 20)
-    stop = next(t for t in range(V) if len({row.index(t) for row in free if t in row}) > 1)
-    talking = [i for i, row in enumerate(free) if stop in row]
-    ends = [free[i].index(stop) for i in talking]
-    stopped = decode(llama, [prompts[i] for i in talking], 20, stop)
-    assert stopped == [free[i][:end] + [stop] * (max(ends) + 1 - end)
-                       for i, end in zip(talking, ends, strict=True)]
-
-
-def test_a_full_context_ends_the_answer_and_changes_no_token_of_it():
+def test_a_full_context_ends_the_answer(llama):
     """With 64 positions and a prompt of 60, five tokens: the fifth needs no slot of its own."""
-    llama = tiny.randomize(Llama(CONFIG))
-    wide = Llama(dataclasses.replace(CONFIG, max_positions=200)).eval()
-    wide.load_state_dict(llama.state_dict())
-    prompt = tiny.ids(1, 60)[0]
-    said = decode(llama, [prompt], 20, slots=80)[0]
-    assert len(said) == 5
-    assert said == decode(wide, [prompt], 20, slots=80)[0][:5]
+    assert len(list(llama.generate(tiny.ids(1, 60)[0], 20, stop=-1))) == 5
 
 
-def test_decoding_stops_after_max_new_tokens(llama):
-    assert len(decode(llama, [tiny.ids(1, 4)[0]], 3)[0]) == 3
+# ---- start values --------------------------------------------------------------------------------
 
-
-def test_the_penalty_counts_what_each_row_has_said_itself(llama):
-    """A penalty this strong forbids any repetition, as long as there is something else to say."""
-    said = decode(llama, prompts_of_different_lengths(), 20, repetition_penalty=1e6)
-    assert all(len(set(row)) == 20 for row in said)
-    assert any(len(set(row)) < 20 for row in decode(llama, prompts_of_different_lengths(), 20))
+def test_building_a_model_draws_no_random_numbers_and_init_weights_does():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    model = Llama(CONFIG)
+    assert torch.equal(torch.get_rng_state(), before)
+    model.init_weights()
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert 0.4 < model.model.embed_tokens.weight.std() < 0.6
+    assert 0.8 < model.lm_head.weight.std() * D ** 0.5 < 1.2
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -303,7 +287,7 @@ def logits(rows=6, seed=0):
     return 3 * torch.randn(rows, V, generator=torch.Generator().manual_seed(seed))
 
 
-def unseen(logits):
+def no_ids(logits):
     return torch.zeros_like(logits, dtype=torch.bool)
 
 
@@ -311,19 +295,19 @@ def draw(scores, count=4000, **options):
     """Many draws from one row of scores -> how often each id came, as a share."""
     scores = torch.as_tensor(scores, dtype=torch.float32).expand(count, -1)
     options = {"temperature": 1.0, "generator": torch.Generator().manual_seed(3)} | options
-    ids = sample(scores, unseen(scores), **options)
+    ids = sample(scores, no_ids(scores), **options)
     return torch.bincount(ids, minlength=scores.shape[1]) / count
 
 
 def test_temperature_zero_takes_the_best():
     x = logits()
-    assert sample(x, unseen(x)).tolist() == [max(range(V), key=row.__getitem__) for row in x]
+    assert sample(x, no_ids(x)).tolist() == [max(range(V), key=row.__getitem__) for row in x]
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}])
 def test_top_k_1_and_a_tiny_top_p_are_greedy(options):
     x = logits(200)
-    ids = sample(x, unseen(x), temperature=5.0, **options)
+    ids = sample(x, no_ids(x), temperature=5.0, **options)
     assert torch.equal(ids, x.argmax(-1))
 
 
@@ -331,7 +315,7 @@ def test_a_seed_reproduces_the_draw():
     x = logits(50)
 
     def ids(seed):
-        return sample(x, unseen(x), temperature=2.0, generator=torch.Generator().manual_seed(seed))
+        return sample(x, no_ids(x), temperature=2.0, generator=torch.Generator().manual_seed(seed))
 
     assert torch.equal(ids(1), ids(1))
     assert not torch.equal(ids(1), ids(2))
@@ -377,5 +361,5 @@ def test_the_penalty_comes_before_temperature_and_top_k():
 def test_sampling_leaves_the_logits_alone():
     x = logits()
     before = x.clone()
-    sample(x, ~unseen(x), 0.7, 3, 0.5, 1.3)
+    sample(x, ~no_ids(x), 0.7, 3, 0.5, 1.3)
     assert torch.equal(x, before)

@@ -14,23 +14,27 @@ import golden
 import layouts
 import tiny
 from data import Tokenizer, encode_conversation, preprocess
+from downloads import convert
 from llama import Llama, LlamaConfig
-from projector import SkyEyeConfig, SkyEyeGPT
+from projector import SkyEyeConfig
 from support.checkpoints.load import load_llama, load_vit
-from support.tools.convert import build_from_parts, convert, main
-from tiny import TALKER
+from support.inference.generation import generate
+from support.tools.convert import main
+from tiny import SKYEYE_LLAMA
 from vit import ViT, ViTConfig
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 NEAR = {"rtol": 0, "atol": 1e-4}
-CLIP = ViTConfig(image_size=30, patch_size=5, width=24, depth=2, heads=3, mlp=40, clip=True)
-EVA = dataclasses.replace(CLIP, clip=False)
-SPEAKER = dataclasses.replace(TALKER, vocab_size=32000)     # LLaMA-2's: LLaVA's other rows are cut
+CLIP = ViTConfig(image_size=30, patch_size=5, width=24, depth=2, heads=3, mlp_width=40,
+                 variant="clip")
+EVA = dataclasses.replace(CLIP, variant="eva")
+# LLaMA-2's vocabulary: LLaVA's further rows are cut off.
+LLAVA_LLAMA = dataclasses.replace(SKYEYE_LLAMA, vocab_size=32000)
 
 
-def hf_llama(config=TALKER, **more):
+def hf_llama(config=SKYEYE_LLAMA, **more):
     return transformers.LlamaConfig(**layouts.hf_json(config, **more))
 
 
@@ -62,12 +66,14 @@ def their_llama():
 def test_llamas_logits_and_greedy_tokens(their_llama, tmp_path, shards):
     their_llama.save_pretrained(tmp_path, max_shard_size=shards)
     assert len(list(tmp_path.glob("*.safetensors"))) > (shards == "100KB")
-    ours, ids = load_llama(tmp_path), tiny.ids(3, 41, TALKER.vocab_size)
+    ours, ids = load_llama(tmp_path), tiny.ids(3, 41, SKYEYE_LLAMA.vocab_size)
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), their_llama(ids).logits, **NEAR)
-    x, cache = ours.model.embed_tokens(ids[:1]), ours.cache(1, 100)
-    said = [i.item() for i in ours.generate(x, torch.tensor([41]), cache, 40, stop=-1)]
-    assert ids[0].tolist() + said == greedy(their_llama, ids[:1], 40)
+    x, cache = ours.model.embed_tokens(ids[:1]), ours.new_cache(1, 100)
+    batched = [i.item() for i in generate(ours, x, torch.tensor([41]), cache, 40, stop=-1)]
+    wanted = greedy(their_llama, ids[:1], 40)
+    assert ids[0].tolist() + batched == wanted
+    assert ids[0].tolist() + list(ours.generate(ids[0], 40, stop=-1)) == wanted
 
 
 def test_a_merged_model_is_a_llama_that_transformers_loads(tmp_path):
@@ -77,7 +83,7 @@ def test_a_merged_model_is_a_llama_that_transformers_loads(tmp_path):
     main(["--model", str(tmp_path / "ours"), "--out", str(tmp_path / "llama"),
                     "--form", "llama", "--dtype", "fp32"])
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
-    ids = tiny.ids(2, 30, TALKER.vocab_size)
+    ids = tiny.ids(2, 30, SKYEYE_LLAMA.vocab_size)
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, **NEAR)
 
@@ -85,8 +91,9 @@ def test_a_merged_model_is_a_llama_that_transformers_loads(tmp_path):
 # ---- LoRA ----------------------------------------------------------------------------------------
 
 def their_lora(model, **more):
-    told = {"r": 7, "lora_alpha": 11, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05}
-    model = peft.get_peft_model(model, peft.LoraConfig(**told | more, task_type="CAUSAL_LM"))
+    settings = {"r": 7, "lora_alpha": 11, "target_modules": ["q_proj", "v_proj"],
+                "lora_dropout": 0.05}
+    model = peft.get_peft_model(model, peft.LoraConfig(**settings | more, task_type="CAUSAL_LM"))
     for i, (name, p) in enumerate(model.named_parameters()):
         if ".lora_" in name:
             p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) / 3
@@ -98,12 +105,12 @@ def test_a_lora_exported_as_a_peft_folder_is_what_peft_loads(tmp_path):
     tiny.model_folder(tmp_path / "ours")
     for form in ("llama", "peft"):
         main(["--model", str(tmp_path / "ours"), "--out", str(tmp_path / form),
-                        "--form", form, "--dtype", "fp32"])
+              "--form", form, "--dtype", "fp32"])
     base = transformers.LlamaForCausalLM(hf_llama()).eval()
     base.load_state_dict({k.removeprefix("llama_model."): v for k, v in model.state_dict().items()
                           if k.startswith("llama_model.") and ".lora_" not in k})
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
-    ids = tiny.ids(2, 30, TALKER.vocab_size)
+    ids = tiny.ids(2, 30, SKYEYE_LLAMA.vocab_size)
     with torch.no_grad():
         torch.testing.assert_close(model(ids), theirs(ids).logits, **NEAR)
         with theirs.disable_adapter():
@@ -159,54 +166,50 @@ def random_picture(seed=0, size=(61, 43)):
     return Image.fromarray(pixels)
 
 
-def test_skyeyegpt_from_its_three_downloads_to_its_words(tmp_path):
-    """BLIP-2's eye, four joined, a linear layer, LLaMA with peft's LoRA: upstream's own libraries,
-    put together by hand, against `python projector.py` and the model it makes."""
+def test_skyeyegpt_from_its_three_downloads_to_its_tokens(tmp_path):
+    """BLIP-2's vision encoder, four patches joined, a linear layer, LLaMA with peft's LoRA:
+    upstream's own libraries, put together by hand, against `python projector.py` and its model."""
     torch.manual_seed(5)
-    eye, features = their_eva()
-    save_vision(eye, tmp_path / "blip2")
+    encoder, features = their_eva()
+    save_vision(encoder, tmp_path / "blip2")
     language = random(transformers.LlamaForCausalLM(hf_llama()))
     language.save_pretrained(tmp_path / "llama")
     (tmp_path / "llama" / "tokenizer.model").write_bytes(tiny.tokenizer_bytes())
-    speaker = their_lora(language, lora_alpha=16)
-    bridge = random(torch.nn.Linear(4 * 24, TALKER.width), 6)
-    tensors = {f"llama_model.{k}": v for k, v in speaker.state_dict().items() if ".lora_" in k}
-    tensors |= {f"llama_proj.{k}": v for k, v in bridge.state_dict().items()}
+    tuned = their_lora(language, lora_alpha=16)
+    projector = random(torch.nn.Linear(4 * 24, SKYEYE_LLAMA.width), 6)
+    tensors = {f"llama_model.{k}": v for k, v in tuned.state_dict().items() if ".lora_" in k}
+    tensors |= {f"llama_proj.{k}": v for k, v in projector.state_dict().items()}
     assert ".lora_A.default.weight" in next(iter(tensors))
     torch.save({"model": tensors, "epoch": 1}, tmp_path / "SkyEyeGPT.pth")
     places = {"llama": tmp_path / "llama", "vit": tmp_path / "blip2",
               "adapter": tmp_path / "SkyEyeGPT.pth"}
-    convert(places, tmp_path / "out", False, lambda *parts: build_from_parts(
-        *parts, "", str(places["llama"]), EVA))
-    ours = SkyEyeGPT.from_pretrained(tmp_path / "out")
+    ours = convert(places, tmp_path / "out", vit_config=EVA)
 
     images = torch.stack([preprocess(random_picture(i), 30) for i in range(2)])
     tokenizer = Tokenizer(tmp_path / "out" / "tokenizer.model")
-    ids = torch.tensor(encode_conversation(tokenizer, [("[vqa] is there a road ?", None)], 9, 2,
-                              ours.config.prompt)[0])
+    turns = [("[vqa] is there a road ?", None)]
+    ids = torch.tensor(encode_conversation(tokenizer, turns, 9, 2, ours.config.prompt)[0])
     with torch.no_grad():
-        visual = bridge(features(images).reshape(2, 9, 96)).flatten(0, 1)
+        visual = projector(features(images).reshape(2, 9, 96)).flatten(0, 1)
         x = language.get_input_embeddings()(ids.clamp(min=0))
         x[ids < 0] = visual
-        theirs = speaker(inputs_embeds=x[None]).logits
+        theirs = tuned(inputs_embeds=x[None]).logits
         torch.testing.assert_close(ours(ids[None], images), theirs, **NEAR)
-    said = greedy(speaker, None, 30, inputs_embeds=x[None])
-    assert list(ours.generate(ids, images, 30, stop=-1)) == said
+    tokens = greedy(tuned, None, 30, inputs_embeds=x[None])
+    assert list(ours.generate(ids, images, 30, stop=-1)) == tokens
 
 
 @pytest.mark.parametrize("size", [(61, 43), (30, 57), (48, 48)])
-def test_llava_from_a_picture_to_logits_and_words(tmp_path, size):
-    told = transformers.LlavaConfig(
+def test_llava_from_a_picture_to_logits_and_tokens(tmp_path, size):
+    config = transformers.LlavaConfig(
         vision_config=hf_vision(transformers.CLIPVisionConfig, 1).to_dict(),
-        text_config=hf_llama(dataclasses.replace(SPEAKER, vocab_size=32064)).to_dict(),
+        text_config=hf_llama(dataclasses.replace(LLAVA_LLAMA, vocab_size=32064)).to_dict(),
         image_token_index=32000, vision_feature_layer=-2)
     torch.manual_seed(7)
-    theirs = random(transformers.LlavaForConditionalGeneration(told))
+    theirs = random(transformers.LlavaForConditionalGeneration(config))
     write_as_published(theirs, tmp_path / "llava")
-    convert({"llama": tmp_path / "llava"}, tmp_path / "out", False,
-                  lambda *parts: build_from_parts(*parts, "", str(tmp_path / "llava"), CLIP))
-    ours = SkyEyeGPT.from_pretrained(tmp_path / "out")
-    assert ours.config == SkyEyeConfig(CLIP, SPEAKER, None, 1, "mlp2x_gelu", "vicuna_v1",
+    ours = convert({"llama": tmp_path / "llava"}, tmp_path / "out", vit_config=CLIP)
+    assert ours.config == SkyEyeConfig(CLIP, LLAVA_LLAMA, None, 1, "mlp2x_gelu", "vicuna_v1",
                                        str(tmp_path / "llava"))
 
     picture = random_picture(1, size)
@@ -214,7 +217,8 @@ def test_llava_from_a_picture_to_logits_and_words(tmp_path, size):
     images = preprocess(picture, 30, style="vicuna_v1")[None]
     torch.testing.assert_close(images, pixels, rtol=0, atol=1e-6)
     tokenizer = Tokenizer(tmp_path / "out" / "tokenizer.model")
-    ids = torch.tensor(encode_conversation(tokenizer, [("is there a road ?", None)], 36, 1, "vicuna_v1")[0])
+    turns = [("is there a road ?", None)]
+    ids = torch.tensor(encode_conversation(tokenizer, turns, 36, 1, "vicuna_v1")[0])
     marked = torch.where(ids < 0, 32000, ids)[None]
     with torch.no_grad():
         logits = theirs(input_ids=marked, pixel_values=pixels).logits[..., :32000]
@@ -269,7 +273,7 @@ def their_language():
     return model(golden.ids()).logits
 
 
-def their_eye(kind, config, layout):
+def their_encoder(kind, config, layout):
     """What goes into the last norm of theirs, at our weights."""
     model = kind(config).double().eval()
     ours = golden.wave(ViT(golden.EVA if layout is layouts.blip2 else golden.CLIP)).state_dict()
@@ -284,10 +288,10 @@ def test_transformers_still_gives_the_golden_numbers(name):
         if name == "language":
             found = their_language()
         elif name == "clip":
-            found = their_eye(transformers.CLIPVisionModel, hf_vision(
+            found = their_encoder(transformers.CLIPVisionModel, hf_vision(
                 transformers.CLIPVisionConfig, 1), layouts.clip)[-2][:, 1:]
         else:
-            found = F.layer_norm(their_eye(transformers.Blip2VisionModel, hf_vision(
+            found = F.layer_norm(their_encoder(transformers.Blip2VisionModel, hf_vision(
                 transformers.Blip2VisionConfig), layouts.blip2)[-1], (24,), eps=1e-5)[:, 1:]
     torch.testing.assert_close(golden.picked(found).float(), torch.tensor(golden.GOLDEN[name]),
                                rtol=0, atol=2e-6)

@@ -13,7 +13,7 @@ from data import collate
 from llama import packed_mask
 from projector import PRESETS, LinearProjector, SkyEyeConfig, SkyEyeGPT
 from support.checkpoints.files import ModelError
-from tiny import TALKER, VOCAB, N
+from tiny import SKYEYE_LLAMA, VOCAB, N
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,9 @@ def model():
     return tiny.skyeye().requires_grad_(False)
 
 
-def picture_row(*parts):
-    """Ids from numbers of random tokens and "picture": picture_row(3, "picture", 4)."""
-    pieces = [torch.full((N,), -1) if part == "picture" else tiny.ids(1, part, VOCAB, seed=i)[0]
+def image_row(*parts):
+    """Ids from numbers of random tokens and "image": image_row(3, "image", 4)."""
+    pieces = [torch.full((N,), -1) if part == "image" else tiny.ids(1, part, VOCAB, seed=i)[0]
               for i, part in enumerate(parts)]
     return torch.cat(pieces)
 
@@ -42,11 +42,11 @@ def test_four_neighbors_in_a_row_are_joined_in_order():
     """A patch whose two channels tell its number: what does each visual token hold?"""
     config = dataclasses.replace(
         tiny.SKYEYE, vit=dataclasses.replace(tiny.VIT, image_size=40, width=2),
-        llama=dataclasses.replace(TALKER, width=8))
+        llama=dataclasses.replace(SKYEYE_LLAMA, width=8))
     projector = LinearProjector(config)
     torch.nn.init.eye_(projector.weight)
     torch.nn.init.zeros_(projector.bias)
-    numbers = torch.arange(128.0).view(2, 64, 1)                    # 8 x 8 patches, two pictures
+    numbers = torch.arange(128.0).view(2, 64, 1)                    # 8 x 8 patches, two images
     joined = projector(torch.cat([numbers, 1000 + numbers], dim=-1))
     assert joined.shape == (2, 16, 8)
     assert joined[0, 0].tolist() == [0, 1000, 1, 1001, 2, 1002, 3, 1003]
@@ -54,32 +54,32 @@ def test_four_neighbors_in_a_row_are_joined_in_order():
     assert joined[..., ::2].flatten().tolist() == list(range(128))
 
 
-def test_slots_are_filled_in_order_over_a_batch_with_several_pictures(model):
-    rows = [picture_row(2, "picture", 3, "picture", 1), picture_row(8), picture_row(1, "picture")]
+def test_slots_are_filled_in_order_over_a_batch_with_several_images(model):
+    rows = [image_row(2, "image", 3, "image", 1), image_row(8), image_row(1, "image")]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     images = tiny.images(3)
     found = model.embed(ids, images)
     tokens = [model.encode_images(image[None]) for image in images]
     for (row, start), visual in zip([(0, 2), (0, 5 + N), (2, 1)], tokens, strict=True):
         torch.testing.assert_close(found[row, start:start + N], visual, rtol=1e-4, atol=1e-5)
-    words = model.llama_model.model.embed_tokens(ids.clamp(min=0))
-    assert torch.equal(found[ids >= 0], words[ids >= 0])
+    embedded = model.llama_model.model.embed_tokens(ids.clamp(min=0))
+    assert torch.equal(found[ids >= 0], embedded[ids >= 0])
 
 
-@pytest.mark.parametrize("pictures", [0, 1, 3])
-def test_slots_that_do_not_fit_the_pictures_are_refused(model, pictures):
-    ids = picture_row(2, "picture", "picture", 3)[None]
-    with pytest.raises(ValueError, match=f"18 image slots do not fit {pictures} pictures of 9"):
-        model(ids, tiny.images(pictures) if pictures else None)
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_slots_that_do_not_fit_the_images_are_refused(model, images):
+    ids = image_row(2, "image", "image", 3)[None]
+    with pytest.raises(ValueError, match=f"18 image slots do not fit {images} images of 9"):
+        model(ids, tiny.images(images) if images else None)
 
 
-def test_a_picture_without_slots_is_refused(model):
-    with pytest.raises(ValueError, match="0 image slots do not fit 1 pictures"):
-        model(picture_row(5)[None], tiny.images(1))
+def test_an_image_without_slots_is_refused(model):
+    with pytest.raises(ValueError, match="0 image slots do not fit 1 images"):
+        model(image_row(5)[None], tiny.images(1))
 
 
-def test_the_picture_reaches_the_answer(model):
-    ids = picture_row(3, "picture", 4)[None]
+def test_the_image_reaches_the_answer(model):
+    ids = image_row(3, "image", 4)[None]
     one, other = model(ids, tiny.images(1)), model(ids, tiny.images(1, seed=1))
     assert torch.equal(one[:, :3], other[:, :3])
     assert (one - other)[:, 3:].abs().amax(-1).min() > 1e-3
@@ -90,7 +90,7 @@ def test_text_alone_is_the_language_model_alone(model):
     assert torch.equal(model(ids), model.llama_model(ids))
 
 
-def test_no_gradient_is_computed_for_a_frozen_eye():
+def test_no_gradient_is_computed_for_a_frozen_vision_encoder():
     model = tiny.skyeye().requires_grad_(False)
     model.llama_proj.requires_grad_(True)
     model.encode_images(tiny.images(1)).sum().backward()
@@ -103,7 +103,7 @@ def test_no_gradient_is_computed_for_a_frozen_eye():
 # ---- loss ----------------------------------------------------------------------------------------
 
 def labeled_batch():
-    ids = torch.stack([picture_row(3, "picture", 10), picture_row(2, "picture", 11)])
+    ids = torch.stack([image_row(3, "image", 10), image_row(2, "image", 11)])
     labels = torch.full_like(ids, -100)
     labels[0, -4:] = ids[0, -4:]
     labels[1, -9:-7], labels[1, -2:] = ids[1, -9:-7], ids[1, -2:]
@@ -127,7 +127,7 @@ def test_what_follows_the_last_label_changes_nothing(model):
     torch.testing.assert_close(model(longer, images, padded), before, rtol=1e-6, atol=1e-6)
 
 
-def test_the_model_does_not_learn_to_ask():
+def test_the_model_does_not_learn_the_questions():
     """The head's gradient is that of the answers' positions alone."""
     model = tiny.skyeye().requires_grad_(False)
     ids, images, labels = labeled_batch()
@@ -164,10 +164,10 @@ QUESTIONS = [("a", [("[caption] briefly describe the image", "a green ship")]),
 def packed_and_separate():
     rows = tiny.rows([])
     images = tiny.images(2)
-    packed = [rows.row(QUESTIONS, 1), rows.row(QUESTIONS[1:2] + QUESTIONS[:1], 1)]
+    packed = [rows.pack(QUESTIONS, 1), rows.pack(QUESTIONS[1:2] + QUESTIONS[:1], 1)]
     packed = collate([row | {"images": images[i:i + 1]} for i, row in enumerate(packed)])
     single = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 0)]               # picture, question
-    separate = [collate([rows.row([QUESTIONS[q]], 1) | {"images": images[i:i + 1]}])
+    separate = [collate([rows.pack([QUESTIONS[q]], 1) | {"images": images[i:i + 1]}])
                 for i, q in single]
     return packed, separate
 
@@ -203,39 +203,49 @@ def test_without_segments_the_packed_questions_would_disturb_each_other(model):
         assert abs(model(**{**packed, name: None}).item() - wanted) > 1e-3
 
 
+def test_hidden_states_at_some_places_give_the_logits_there(model):
+    packed, _ = packed_and_separate()
+    at = torch.tensor([[3, 0, 12], [2, 2, 15]])[:len(packed["ids"])]
+    inputs = {name: packed[name] for name in ("positions", "segments")}
+    h = model.hidden_states(packed["ids"], packed["images"], at, **inputs)
+    wanted = model(packed["ids"], packed["images"], **inputs)
+    wanted = wanted[torch.arange(len(at))[:, None], at]
+    torch.testing.assert_close(model.llama_model.lm_head(h), wanted, rtol=1e-4, atol=1e-5)
+
+
 # ---- answers -------------------------------------------------------------------------------------
 
-def test_a_conversation_goes_on_in_the_cache_as_if_it_were_computed_anew(model):
-    """Three turns, the second and third with the cache; the last brings a second picture."""
-    cache, images = model.llama_model.cache(1, 200), tiny.images(2)
-    ids = picture_row(3, "picture", 4)
-    for new, seen, later in ((images[:1], images[:1], (5,)),
-                             (None, images[:1], (4, "picture", 2)),
+def test_a_conversation_continues_in_the_cache_as_if_it_were_computed_again(model):
+    """Three turns, the second and third with the cache; the last brings a second image."""
+    cache, images = model.llama_model.new_cache(1, 200), tiny.images(2)
+    ids = image_row(3, "image", 4)
+    for new, all_images, later in ((images[:1], images[:1], (5,)),
+                             (None, images[:1], (4, "image", 2)),
                              (images[1:], images, (1,))):
-        said = list(model.generate(ids, new, 6, stop=-1, cache=cache))
-        assert said == list(model.generate(ids, seen, 6, stop=-1))
-        assert cache.used == len(ids) + 5                           # all but the last token said
-        ids = torch.cat([ids, torch.tensor(said), picture_row(*later)])
+        answer = list(model.generate(ids, new, 6, stop=-1, cache=cache))
+        assert answer == list(model.generate(ids, all_images, 6, stop=-1))
+        assert cache.length == len(ids) + 5                           # all but the last token
+        ids = torch.cat([ids, torch.tensor(answer), image_row(*later)])
 
 
-def test_generate_stops_at_stop_and_does_not_say_it(model):
-    ids = picture_row(3, "picture", 4)
-    said = list(model.generate(ids, tiny.images(1), 12, stop=-1))
-    stop = said[5]
-    assert list(model.generate(ids, tiny.images(1), 12, stop=stop)) == said[:said.index(stop)]
+def test_generate_stops_at_stop_and_does_not_yield_it(model):
+    ids = image_row(3, "image", 4)
+    answer = list(model.generate(ids, tiny.images(1), 12, stop=-1))
+    stop = answer[5]
+    assert list(model.generate(ids, tiny.images(1), 12, stop=stop)) == answer[:answer.index(stop)]
 
 
 def questions(lead, *tails):
     """Prompts that begin alike."""
-    return [torch.cat([picture_row(*lead), tiny.ids(1, n, seed=n)[0]]) for n in tails]
+    return [torch.cat([image_row(*lead), tiny.ids(1, n, seed=n)[0]]) for n in tails]
 
 
-@pytest.mark.parametrize("lead, counts", [((3, "picture", 2), (1, 3, 2)), ((4,), (4, 1)),
-                                          ((1, "picture", "picture"), (2, 1)), ((0,), (3,))])
-def test_all_answers_about_all_pictures_are_the_answers_one_by_one(model, lead, counts):
+@pytest.mark.parametrize("lead, counts", [((3, "image", 2), (1, 3, 2)), ((4,), (4, 1)),
+                                          ((1, "image", "image"), (2, 1)), ((0,), (3,))])
+def test_all_answers_about_all_images_are_the_answers_one_by_one(model, lead, counts):
     """Rows of several lengths, which stop at different times."""
     groups = [questions(lead, *range(5 + i, 5 + i + count)) for i, count in enumerate(counts)]
-    each, shared = lead.count("picture"), len(groups[0][0]) - 5
+    each, prefix_len = lead.count("image"), len(groups[0][0]) - 5
     images = tiny.images(each * len(counts)) if each else None
     owns = [images[i * each:i * each + each] if each else None for i in range(len(counts))]
 
@@ -243,10 +253,10 @@ def test_all_answers_about_all_pictures_are_the_answers_one_by_one(model, lead, 
         return [list(model.generate(ids, own, 12, stop=stop))
                 for group, own in zip(groups, owns, strict=True) for ids in group]
 
-    free = model.answer(groups, images, shared, 12, stop=-1)
+    free = model.answer_batch(groups, images, prefix_len, 12, stop=-1)
     assert free == singles(-1)
     stop = next(t for t in free[0][1:] if t != free[0][0])
-    assert model.answer(groups, images, shared, 12, stop=stop) == singles(stop)
+    assert model.answer_batch(groups, images, prefix_len, 12, stop=stop) == singles(stop)
     assert len({len(answer) for answer in singles(stop)}) > 1
 
 
@@ -305,7 +315,7 @@ def test_in_16_bits_the_lora_stays_float32(model, tmp_path):
 
 def test_merging_keeps_the_outputs_and_drops_the_lora(tmp_path):
     model = tiny.skyeye().requires_grad_(False)
-    ids, images = picture_row(3, "picture", 4)[None], tiny.images(1)
+    ids, images = image_row(3, "image", 4)[None], tiny.images(1)
     before = model(ids, images)
     model.merge()
     torch.testing.assert_close(model(ids, images), before, rtol=1e-4, atol=1e-4)
@@ -399,3 +409,27 @@ def test_a_base_that_is_gone_is_named(model, tmp_path):
     model.save_pretrained(tmp_path / "tuned", base=tmp_path / "gone")
     message = refusal(tmp_path / "tuned")
     assert str(tmp_path / "tuned" / "config.json") in message and str(tmp_path / "gone") in message
+
+
+def test_a_config_with_the_keys_of_earlier_versions_is_read_as_the_same_config():
+    for config in (tiny.SKYEYE, dataclasses.replace(
+            tiny.SKYEYE, vit=dataclasses.replace(tiny.VIT, variant="clip"), lora=None)):
+        entries = json.loads(json.dumps(dataclasses.asdict(config)))
+        entries["joined"] = entries.pop("patches_per_token")
+        entries["vit"]["mlp"] = entries["vit"].pop("mlp_width")
+        entries["vit"]["clip"] = entries["vit"].pop("variant") == "clip"
+        entries["llama"]["mlp"] = entries["llama"].pop("mlp_width")
+        assert SkyEyeConfig.from_dict(entries) == config
+
+
+def test_init_weights_draws_all_that_a_new_model_needs():
+    torch.manual_seed(0)
+    model = SkyEyeGPT(dataclasses.replace(tiny.SKYEYE, lora=None))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.constant_(parameter, torch.nan)
+    with torch.no_grad():
+        model.visual_encoder.cls_token.zero_()
+        model.visual_encoder.pos_embed.zero_()
+    model.init_weights()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

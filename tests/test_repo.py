@@ -1,4 +1,4 @@
-"""The shape of the repository: who imports whom, what needs PyTorch alone, what is never written."""
+"""The shape of the repository: who imports whom, what needs PyTorch alone, what never occurs."""
 import ast
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import tiny
 EIGHT = ("vit", "llama", "lora", "projector", "data", "train", "eval", "chat")
 TORCH_ALONE = ("vit", "llama", "lora")
 PACKAGES = {"torch", "safetensors", "sentencepiece", "numpy", "PIL", "tqdm"}
-# Each may import what stands before it (docs: README, "How it works"); names end where a layer does.
+# Each may import its own layer and those before it.
 LAYERS = (
     {"support.common"},
     {"vit", "llama", "lora", "support.readers", "support.images", "support.checkpoints.files",
@@ -60,7 +60,8 @@ def ours(full):
     parts = full.split(".")
     for end in range(len(parts), 0, -1):
         name = ".".join(parts[:end])
-        if f"{name.replace('.', '/')}.py" in FILES or f"{name.replace('.', '/')}/__init__.py" in FILES:
+        path = name.replace(".", "/")
+        if f"{path}.py" in FILES or f"{path}/__init__.py" in FILES:
             return name
     return None
 
@@ -108,7 +109,8 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 import vit, llama, lora
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,8 @@
-"""Training: the schedule, what learns and what stays, and runs that must come out the same."""
+"""Training: the schedule, what is trained and what is frozen, runs that must come out the same."""
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,27 +19,25 @@ from examples.miniworld import write_world
 from lora import MOE_LORA, LoRAConfig
 from projector import SkyEyeGPT
 from support.training.checkpoints import complete_checkpoints
-from support.training.distributed import BatchSchedule
-from support.training.log import NaNGuard
 from train import TrainConfig, build_model, learning_rate, make_optimizer, parse_args, train_step
 
-DROPPING = dataclasses.replace(tiny.SKYEYE, lora=LoRAConfig(r=7, alpha=11.0, dropout=0.3))
+WITH_DROPOUT = dataclasses.replace(tiny.SKYEYE, lora=LoRAConfig(r=7, alpha=11.0, dropout=0.3))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return str(tiny.model_folder(tmp_path_factory.mktemp("model"), DROPPING))
+    return str(tiny.model_folder(tmp_path_factory.mktemp("model"), WITH_DROPOUT))
 
 
 @pytest.fixture(scope="module")
-def talks(tmp_path_factory):
-    return str(tiny.talks(tmp_path_factory.mktemp("talks"), count=6, texts=3))
+def data(tmp_path_factory):
+    return str(tiny.conversations(tmp_path_factory.mktemp("data"), count=6, texts=3))
 
 
 def settings(folder, **more):
-    given = dict(model=folder, tune="lora", max_steps=6, batch_size=2, lr=1e-2, min_lr=1e-3,
-                 warmup_steps=2, log_steps=1, device="cpu")
-    return TrainConfig(**given | more)
+    fields = dict(model=folder, tune="lora", max_steps=6, batch_size=2, lr=1e-2, min_lr=1e-3,
+                  warmup_steps=2, log_steps=1, device="cpu")
+    return TrainConfig(**fields | more)
 
 
 def log(out):
@@ -46,8 +45,11 @@ def log(out):
 
 
 def step(model, batches, optimizer, config):
+    """-> loss and norm of the gradient"""
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return train_step(model, batches, optimizer, scaler, config, "cpu", torch.float32, NaNGuard())
+    loss, norm, skipped = train_step(model, batches, optimizer, scaler, config)
+    assert not skipped
+    return loss, norm
 
 
 # ---- schedule and flags --------------------------------------------------------------------------
@@ -61,13 +63,14 @@ def test_the_learning_rate_is_upstreams(t, lr):
 def test_the_defaults_are_minigpt_v2s_recipe():
     wanted = dict(lr=1e-5, min_lr=1e-6, warmup_lr=1e-6, warmup_steps=1000, max_steps=50_000,
                   weight_decay=0.05, beta2=0.999, clip=0.0, grad_accum=1, batch_size=6, seed=42,
-                  max_tokens=1024, lora_r=64, lora_alpha=16.0, lora_dropout=0.05,
-                  train_vit=False, augment=False, questions_per_image=1)
+                  max_tokens=1024, train_vit=False, augment=False, questions_per_image=1)
     config = dataclasses.asdict(TrainConfig())
     assert {name: config[name] for name in wanted} == wanted
+    assert train.new_lora(TrainConfig(tune="lora")) == LoRAConfig(
+        r=64, alpha=16.0, dropout=0.05, targets=("q_proj", "v_proj"))
 
 
-def test_a_large_model_gets_the_defaults_and_a_small_one_its_recipe():
+def test_a_large_model_gets_the_defaults_and_a_small_one_its_own():
     large, small = parse_args(["--preset", "skyeyegpt"]), parse_args([])
     assert (large.max_steps, large.lr, large.beta2, large.train_vit) == (50_000, 1e-5, 0.999, False)
     assert large.tune == small.tune == "full"
@@ -75,7 +78,7 @@ def test_a_large_model_gets_the_defaults_and_a_small_one_its_recipe():
         assert getattr(small, name) == value
 
 
-def test_a_flag_that_is_given_wins_over_the_recipe():
+def test_a_flag_that_is_given_wins_over_the_defaults_of_a_small_model():
     config = parse_args(["--lr", "0.25", "--no-train-vit", "--max_steps", "50000"])
     assert (config.lr, config.train_vit, config.max_steps) == (0.25, False, 50_000)
     assert config.beta2 == train.SMALL_MODEL_DEFAULTS[1]["beta2"]
@@ -83,41 +86,51 @@ def test_a_flag_that_is_given_wins_over_the_recipe():
 
 def test_flags_are_written_with_either_dash(folder):
     flags = ["--model", folder, "--batch_size", "7", "--train_vit", "--save_steps", "9"]
-    lined, dashed = parse_args(flags), parse_args([flag.replace("_", "-") if flag[:2] == "--"
-                                                   else flag for flag in flags])
-    assert lined == dashed
-    assert (lined.batch_size, lined.train_vit, lined.save_steps) == (7, True, 9)
-    assert lined.tune == "lora"
+    config = parse_args(flags)
+    assert config == parse_args([flag.replace("_", "-") if flag.startswith("--") else flag
+                                 for flag in flags])
+    assert (config.batch_size, config.train_vit, config.save_steps) == (7, True, 9)
+    assert config.tune == "lora"
 
 
-def test_several_data_sets_and_ratios_are_taken():
+def test_there_may_be_several_data_sets_and_ratios():
     config = parse_args(["--data", "a", "b", "--ratio", "b=0.5", "a=2"])
-    assert (config.data, config.ratio) == (["a", "b"], ["b=0.5", "a=2"])
+    assert (config.data, config.ratio) == (("a", "b"), ("b=0.5", "a=2"))
 
 
-# ---- what learns ---------------------------------------------------------------------------------
+def test_the_help_names_the_defaults_that_depend_on_the_model_and_on_tune(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "stage 1: --lr 0.001" in text and "stage 2: --lr 0.0005" in text
+    assert "rank of a new LoRA (default: 64, with --tune moe-lora 32)" in text
+    assert "alpha / r (default: 16, with --tune moe-lora 64)" in text
+    assert "v_proj, with --tune moe-lora q_proj k_proj v_proj o_proj)" in text
 
-def names_that_learn(folder, **more):
+
+# ---- what is trained -----------------------------------------------------------------------------
+
+def trained_names(folder, **more):
     model, _ = build_model(settings(folder, **more), "cpu")
     return {name for name, p in model.named_parameters() if p.requires_grad}, model
 
 
-def test_what_learns_is_what_tune_names(folder):
-    adapter, model = names_that_learn(folder)
+def test_tune_says_what_is_trained(folder):
+    adapter, model = trained_names(folder)
     everything = {name for name, _ in model.named_parameters()}
-    eye = {name for name in everything if name.startswith("visual_encoder.")}
+    vit = {name for name in everything if name.startswith("visual_encoder.")}
     assert adapter == {n for n in everything if ".lora_" in n or n.startswith("llama_proj.")}
-    assert len(adapter) == 2 + 2 * 2 * tiny.TALKER.depth
+    assert len(adapter) == 2 + 2 * 2 * tiny.SKYEYE_LLAMA.depth
     projector = {"llama_proj.weight", "llama_proj.bias"}
-    assert names_that_learn(folder, tune="projector")[0] == projector
-    assert names_that_learn(folder, tune="projector", train_vit=True)[0] == projector | eye
-    assert names_that_learn(folder, tune="full")[0] == everything - eye
-    assert names_that_learn(folder, tune="full", train_vit=True)[0] == everything
+    assert trained_names(folder, tune="projector")[0] == projector
+    assert trained_names(folder, tune="projector", train_vit=True)[0] == projector | vit
+    assert trained_names(folder, tune="full")[0] == everything - vit
+    assert trained_names(folder, tune="full", train_vit=True)[0] == everything
 
 
 @pytest.mark.parametrize("tune", ["lora", "projector", "full"])
 @pytest.mark.parametrize("train_vit", [False, True])
-def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(folder, tmp_path, tune, train_vit):
+def test_frozen_parameters_keep_every_bit_and_trained_ones_move(folder, tmp_path, tune, train_vit):
     config = settings(folder, tune=tune, train_vit=train_vit)
     model, _ = build_model(config, "cpu")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -129,27 +142,52 @@ def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(folder, tmp_path, 
         assert torch.equal(p, before[name]) != p.requires_grad, name
 
 
-def test_moe_lora_learns_projector_attention_loras_experts_and_routers(tmp_path):
-    plain = dataclasses.replace(tiny.SKYEYE, lora=None)
-    names, model = names_that_learn(str(tiny.model_folder(tmp_path, plain)), tune="moe-lora")
+def test_moe_lora_trains_projector_attention_loras_experts_and_routers(tmp_path):
+    base = tiny.model_folder(tmp_path, dataclasses.replace(tiny.SKYEYE, lora=None))
+    names, model = trained_names(str(base), tune="moe-lora")
     assert model.config.lora == MOE_LORA
-    thin = [*(f"self_attn.{x}_proj" for x in "qkvo"),
-            *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
-    added = [f"{name}.lora_{x}.weight" for name in thin for x in "AB"]
+    layers = [*(f"self_attn.{x}_proj" for x in "qkvo"),
+              *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))]
+    added = [f"{name}.lora_{x}.weight" for name in layers for x in "AB"]
     added += ["mlp.lora_router.weight", "mlp.lora_router.bias"]
     assert names == {"llama_proj.weight", "llama_proj.bias", *(
-        f"llama_model.model.layers.{i}.{name}" for i in range(tiny.TALKER.depth) for name in added)}
+        f"llama_model.model.layers.{i}.{name}" for i in range(tiny.SKYEYE_LLAMA.depth)
+        for name in added)}
+
+
+@pytest.mark.parametrize("tune", ["lora", "moe-lora"])
+def test_the_flags_change_a_new_lora_of_either_kind(tmp_path, tune):
+    base = str(tiny.model_folder(tmp_path, dataclasses.replace(tiny.SKYEYE, lora=None)))
+    flags = ["--model", base, "--tune", tune]
+    default = {"lora": LoRAConfig(), "moe-lora": MOE_LORA}[tune]
+    for more, fields in ((["--seed", "1"], {}), (["--lora_r", "3"], {"r": 3}),
+                         (["--lora_alpha", "5"], {"alpha": 5.0}),
+                         (["--lora_dropout", "0"], {"dropout": 0.0}),
+                         (["--lora_targets", "o_proj", "k_proj"],
+                          {"targets": ("o_proj", "k_proj")})):
+        model, _ = build_model(parse_args(flags + more), "cpu")
+        lora = dataclasses.replace(default, **fields)
+        assert model.config.lora == lora
+        layer = model.llama_model.model.layers[0]
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            linear = getattr(layer.self_attn, name)
+            assert hasattr(linear, "lora_A") == (name in lora.targets)
+            if name in lora.targets:
+                assert linear.lora_A.weight.shape[0] == lora.r
+                assert (linear.scale, linear.dropout) == (lora.alpha / lora.r, lora.dropout)
+        if tune == "moe-lora":
+            assert layer.mlp.up_proj.lora_A.weight.shape[0] == 3 * lora.r
 
 
 def test_a_moe_lora_is_saved_beside_its_base_and_comes_back(tmp_path):
     base = tiny.model_folder(tmp_path / "base", dataclasses.replace(tiny.SKYEYE, lora=None))
-    train.train(settings(
-        str(base), tune="moe-lora", data=(str(tiny.talks(tmp_path, 3)),), max_steps=2, batch_size=2,
-        output_dir=str(tmp_path / "out")))
+    data = str(tiny.conversations(tmp_path, 3))
+    train.train(settings(str(base), tune="moe-lora", data=(data,), max_steps=2, batch_size=2,
+                         output_dir=str(tmp_path / "out")))
     back = SkyEyeGPT.from_pretrained(tmp_path / "out")
     assert back.config.lora == MOE_LORA
     routers = [t for n, t in back.state_dict().items() if "lora_router.weight" in n]
-    assert len(routers) == tiny.TALKER.depth and all(t.abs().sum() > 0 for t in routers)
+    assert len(routers) == tiny.SKYEYE_LLAMA.depth and all(t.abs().sum() > 0 for t in routers)
     assert (tmp_path / "out" / "adapter.safetensors").is_file()
     shares = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])["experts"]
     assert len(shares) == 3 and sum(shares) == pytest.approx(1, abs=0.01)
@@ -157,13 +195,15 @@ def test_a_moe_lora_is_saved_beside_its_base_and_comes_back(tmp_path):
 
 @pytest.mark.parametrize("tune", ["lora", "moe-lora", "full", "projector"])
 def test_llava_trains_with_vicunas_prompt(tmp_path, tune):
-    """CLIP's eye, two layers of projector, a padded picture, several questions in a row."""
-    clip = dataclasses.replace(tiny.VIT, clip=True)
-    base = tiny.model_folder(tmp_path / "base", dataclasses.replace(
-        tiny.SKYEYE, vit=clip, lora=None, joined=1, projector="mlp2x_gelu", prompt="vicuna_v1",
-        llama=dataclasses.replace(tiny.TALKER, max_positions=512)))
-    train.train(settings(str(base), tune=tune, data=(str(tiny.talks(tmp_path, 3)),), max_steps=2,
-                         batch_size=2, questions_per_image=2, output_dir=str(tmp_path / "out")))
+    """CLIP's encoder, two layers of projector, a padded picture, several questions in a row."""
+    config = dataclasses.replace(
+        tiny.SKYEYE, vit=dataclasses.replace(tiny.VIT, variant="clip"), lora=None,
+        llama=dataclasses.replace(tiny.SKYEYE_LLAMA, max_positions=512), patches_per_token=1,
+        projector="mlp2x_gelu", prompt="vicuna_v1")
+    base = tiny.model_folder(tmp_path / "base", config)
+    data = str(tiny.conversations(tmp_path, 3))
+    train.train(settings(str(base), tune=tune, data=(data,), max_steps=2, batch_size=2,
+                         questions_per_image=2, output_dir=str(tmp_path / "out")))
     first, after = SkyEyeGPT.from_pretrained(base), SkyEyeGPT.from_pretrained(tmp_path / "out")
     moved = {n for n, t in after.state_dict().items()
              if ".lora_" not in n and not torch.equal(t, first.state_dict()[n])}
@@ -172,26 +212,27 @@ def test_llava_trains_with_vicunas_prompt(tmp_path, tune):
 
 
 @pytest.mark.parametrize("tune", ["lora", "moe-lora", "full"])
-def test_recomputed_layers_give_the_same_loss_and_gradients(tmp_path, tune):
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients(tmp_path, tune):
     folder = str(tiny.model_folder(tmp_path / "m", dataclasses.replace(tiny.SKYEYE, lora=None)))
-    batch = collate([tiny.rows(tiny.captions(tmp_path, 4), questions=2)[0, i] for i in range(2)])
+    rows = tiny.rows(tiny.captions(tmp_path, 4), questions_per_row=2)
+    batch = collate([rows[0, i] for i in range(2)])
     found = []
-    for recompute in (False, True):
+    for grad_checkpoint in (False, True):
         torch.manual_seed(0)
-        model, _ = build_model(settings(folder, tune=tune, grad_checkpoint=recompute), "cpu")
+        model, _ = build_model(settings(folder, tune=tune, grad_checkpoint=grad_checkpoint), "cpu")
         tiny.randomize(model)
         torch.manual_seed(1)                                    # dropout
         loss = model.train()(**batch)
         loss.backward()
         found.append((loss.item(), {n: p.grad for n, p in model.named_parameters()
                                     if p.grad is not None}))
-    (one, plain), (two, recomputed) = found
-    assert one == two and plain.keys() == recomputed.keys()
-    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+    (one, stored), (two, recomputed) = found
+    assert one == two and stored.keys() == recomputed.keys()
+    assert all(torch.equal(stored[name], recomputed[name]) for name in stored)
 
 
-def test_a_step_recomputes_with_the_attention_it_computed_with(folder, tmp_path):
-    """Without padding the attention is plainly causal, and there is more than one kernel."""
+def test_gradient_checkpointing_recomputes_with_the_same_attention_kernel(folder, tmp_path):
+    """Without padding attention is causal without a mask, and there is more than one kernel."""
     config = settings(folder, grad_checkpoint=True)
     model, _ = build_model(config, "cpu")
     batch = collate([tiny.rows(tiny.captions(tmp_path, 1))[0, 0]])
@@ -199,7 +240,7 @@ def test_a_step_recomputes_with_the_attention_it_computed_with(folder, tmp_path)
     assert 0 < loss < 100 and norm > 0
 
 
-def test_what_is_frozen_is_kept_in_the_type_that_is_computed_with(folder):
+def test_frozen_parameters_have_the_dtype_of_the_arithmetic_and_trained_ones_float32(folder):
     model, _ = build_model(settings(folder), "cpu", torch.bfloat16)
     for name, p in model.named_parameters():
         assert p.dtype == (torch.float32 if p.requires_grad else torch.bfloat16), name
@@ -207,10 +248,10 @@ def test_what_is_frozen_is_kept_in_the_type_that_is_computed_with(folder):
     assert {p.dtype for p in whole.parameters()} == {torch.float32}
 
 
-def test_only_a_new_model_starts_with_ordered_numbers(tmp_path):
+def test_only_a_new_model_starts_with_similar_tokens_for_near_numbers(tmp_path):
     tokenizer = tiny.ROOT / "weights" / "nano" / "tokenizer.model"
-    new, pieces = build_model(TrainConfig(tokenizer=str(tokenizer)), "cpu")
-    ids = pieces.model.piece_to_id(["<50>", "<51>", "<90>"])
+    new, own_tokenizer = build_model(TrainConfig(tokenizer=str(tokenizer)), "cpu")
+    ids = own_tokenizer.model.piece_to_id(["<50>", "<51>", "<90>"])
     near, far = new.llama_model.lm_head.weight[ids[1:]] @ new.llama_model.lm_head.weight[ids[0]]
     assert near > 0.8 > 0.5 > far
     torch.nn.init.ones_(new.llama_model.lm_head.weight)
@@ -221,8 +262,7 @@ def test_only_a_new_model_starts_with_ordered_numbers(tmp_path):
 
 
 def test_a_model_without_lora_gets_one_that_changes_nothing_yet(tmp_path):
-    plain = dataclasses.replace(tiny.SKYEYE, lora=None)
-    folder = tiny.model_folder(tmp_path, plain)
+    folder = tiny.model_folder(tmp_path, dataclasses.replace(tiny.SKYEYE, lora=None))
     config = settings(str(folder), lora_r=3, lora_alpha=5.0, lora_dropout=0.2)
     model, _ = build_model(config, "cpu")
     assert model.config.lora == LoRAConfig(r=3, alpha=5.0, dropout=0.2)
@@ -234,11 +274,11 @@ def test_matrices_decay_and_biases_and_norms_do_not(folder):
     config = settings(folder, tune="full", train_vit=True, weight_decay=0.3)
     model, _ = build_model(config, "cpu")
     names = {p: name for name, p in model.named_parameters()}
-    decay, plain = make_optimizer(model, config).param_groups
-    assert (decay["weight_decay"], plain["weight_decay"]) == (0.3, 0.0)
+    decay, no_decay = make_optimizer(model, config).param_groups
+    assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.3, 0.0)
     assert decay["betas"] == (0.9, 0.999)
-    assert len(decay["params"]) + len(plain["params"]) == len(names)
-    for p in plain["params"]:
+    assert len(decay["params"]) + len(no_decay["params"]) == len(names)
+    for p in no_decay["params"]:
         assert "bias" in names[p] or "norm" in names[p], names[p]
     for p in decay["params"]:
         assert "bias" not in names[p] and "norm" not in names[p], names[p]
@@ -270,19 +310,18 @@ def test_clipping_bounds_the_gradient_and_reports_its_norm(folder, tmp_path):
     assert norm > 0.1 and abs(moved.item() - 0.01) < 1e-4
 
 
-def run(folder, talks, out, **more):
+def run(folder, data, out, more_data=(), **more):
     """Train in this process -> the log, and the tensors that were written."""
-    given = {"data": (talks,), "output_dir": str(out)} | more
-    train.train(settings(folder, **given))
+    train.train(settings(folder, data=(data, *more_data), output_dir=str(out), **more))
     return log(out), load_file(next(out.glob("*.safetensors")))
 
 
-def test_two_small_batches_make_the_step_of_a_large_one(talks, tmp_path):
+def test_two_small_batches_make_the_step_of_a_large_one(data, tmp_path):
     """Rows have answers of different lengths, so a mean of means would be something else."""
     folder = str(tiny.model_folder(tmp_path / "model"))             # without dropout
     more = dict(tune="full", train_vit=True, lr=1e-3, max_steps=3)
-    one, tensors = run(folder, talks, tmp_path / "a", batch_size=4, **more)
-    two, others = run(folder, talks, tmp_path / "b", batch_size=2, grad_accum=2, **more)
+    one, tensors = run(folder, data, tmp_path / "a", batch_size=4, **more)
+    two, others = run(folder, data, tmp_path / "b", batch_size=2, grad_accum=2, **more)
     assert len(one) == 3
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-5)
@@ -291,45 +330,57 @@ def test_two_small_batches_make_the_step_of_a_large_one(talks, tmp_path):
     assert sum(m > 1e-4 for m in moved) <= len(moved) // 10 and max(moved) < 3e-3
 
 
+@pytest.mark.parametrize("factor", [1.0, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_a_step_whose_loss_or_gradient_is_not_finite_is_skipped(folder, tmp_path, of, factor):
+    config = settings(folder)
+    model, _ = build_model(config, "cpu")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    if of == "gradient":
+        model.llama_proj.weight.register_hook(lambda gradient: gradient * factor)
+    else:
+        model.register_forward_hook(lambda module, inputs, loss: loss * factor)
+    batch = collate([tiny.rows(tiny.captions(tmp_path, 1))[0, 0]])
+    optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss, norm, skipped = train_step(model.train(), [batch], optimizer, scaler, config)
+    finite = math.isfinite(factor)
+    assert skipped != finite and math.isfinite(norm) == finite
+    assert math.isfinite(loss) == (finite or of == "gradient")
+    moved = [name for name, p in trained.items() if not torch.equal(p, before[name])]
+    assert bool(moved) == finite and all(p.grad is None for p in trained.values())
+
+
 def test_the_loss_of_a_step_is_the_mean_over_all_its_tokens(folder, tmp_path):
     rows = tiny.rows(tiny.captions(tmp_path, 4))
     items = [rows[0, i] for i in range(4)]
     config = settings(folder, tune="full")
     model, _ = build_model(config, "cpu")
     with torch.no_grad():
-        whole = model(**collate(items)).item()
+        mean = model(**collate(items)).item()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
     batches = [collate(items[:1]), collate(items[1:])]
-    assert step(model, batches, optimizer, config)[0] == pytest.approx(whole, abs=1e-5)
-
-
-@pytest.mark.parametrize("world, accum", [(1, 1), (2, 1), (3, 2)])
-def test_the_processes_share_the_rows_out_and_none_is_left_or_taken_twice(world, accum):
-    feeds = [BatchSchedule(range(7), 2, accum, 7, rank, world) for rank in range(world)]
-    keys = [list(feed.keys(0)) for feed in feeds]
-    together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
-    assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world)]
-    for rank, feed in enumerate(feeds):
-        assert list(feed.keys(3)) == keys[rank][3 * accum:]
+    assert step(model, batches, optimizer, config)[0] == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.mark.parametrize("flags", [["--bands", "4,x"], ["--bands", "0,1,2"], ["--tune", "some"],
                                    ["--step", "3"], ["--max_steps", "many"]])
-def test_a_flag_that_cannot_be_read_is_told_in_a_line(flags, capsys):
-    with pytest.raises(SystemExit) as told:
+def test_a_value_that_cannot_be_read_is_refused_by_the_name_of_its_flag(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
         parse_args(flags)
-    assert told.value.code == 2 and flags[0] in capsys.readouterr().err
+    assert caught.value.code == 2 and flags[0] in capsys.readouterr().err
     assert parse_args(["--bands", "4,3,2"]).bands == (4, 3, 2)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
 
-def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(folder, talks, tmp_path):
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(folder, data, tmp_path):
     """With dropout and augmentation on, and over the end of an epoch."""
     more = dict(save_steps=3, augment=True)
-    unbroken, _ = run(folder, talks, tmp_path / "unbroken", **more)
+    unbroken, _ = run(folder, data, tmp_path / "unbroken", **more)
     shutil.copytree(tmp_path / "unbroken" / "checkpoint-3", tmp_path / "new" / "checkpoint-3")
-    resumed, _ = run(folder, talks, tmp_path / "new", resume="auto", **more)
+    resumed, _ = run(folder, data, tmp_path / "new", resume="auto", **more)
     assert [line["step"] for line in resumed] == [4, 5, 6]
     for line, wanted in zip(resumed, unbroken[3:], strict=True):
         assert (line["loss"], line["lr"]) == (wanted["loss"], wanted["lr"])
@@ -339,35 +390,35 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(folder, talks, tmp_
     assert (tmp_path / "new" / "checkpoint-3" / name).read_bytes() != stored
 
 
-def test_resume_auto_without_a_checkpoint_starts_from_the_beginning(folder, talks, tmp_path):
-    fresh, _ = run(folder, talks, tmp_path / "a", max_steps=2)
-    auto, _ = run(folder, talks, tmp_path / "b", max_steps=2, resume="auto")
+def test_resume_auto_without_a_checkpoint_starts_from_the_beginning(folder, data, tmp_path):
+    fresh, _ = run(folder, data, tmp_path / "a", max_steps=2)
+    auto, _ = run(folder, data, tmp_path / "b", max_steps=2, resume="auto")
     assert [line["loss"] for line in fresh] == [line["loss"] for line in auto]
 
 
-def test_a_run_with_the_same_seed_is_the_same_and_another_seed_is_another(folder, talks, tmp_path):
-    one, two, other = ([line["loss"] for line in run(folder, talks, tmp_path / str(i), seed=seed,
+def test_the_seed_decides_every_loss(folder, data, tmp_path):
+    one, two, other = ([line["loss"] for line in run(folder, data, tmp_path / str(i), seed=seed,
                                                      max_steps=3)[0]]
                        for i, seed in enumerate((1, 1, 2)))
     assert one == two != other
 
 
-def test_the_newest_checkpoints_are_kept_and_each_is_a_model_folder(folder, talks, tmp_path):
-    run(folder, talks, tmp_path, save_steps=1, save_total_limit=2, max_steps=12)
+def test_the_newest_checkpoints_are_kept_and_each_is_a_model_folder(folder, data, tmp_path):
+    run(folder, data, tmp_path, save_steps=1, save_total_limit=2, max_steps=12)
     found = complete_checkpoints(tmp_path)
     assert [path.name for path in found] == ["checkpoint-10", "checkpoint-11"]
     (tmp_path / "checkpoint-99.tmp").mkdir()
     assert complete_checkpoints(tmp_path) == found
     for path in (*found, tmp_path):
         model = SkyEyeGPT.from_pretrained(path)
-        assert model.config.lora == DROPPING.lora
+        assert model.config.lora == WITH_DROPOUT.lora
         assert (path / "tokenizer.model").read_bytes() == tiny.tokenizer_bytes()
 
 
 @pytest.mark.parametrize("tune", ["lora", "projector", "full"])
 @pytest.mark.parametrize("train_vit", [False, True])
-def test_the_folder_that_is_written_holds_everything_that_learned(
-        folder, talks, tmp_path, monkeypatch, tune, train_vit):
+def test_the_result_holds_everything_that_was_trained(
+        folder, data, tmp_path, monkeypatch, tune, train_vit):
     built = []
 
     def build(*args):
@@ -375,27 +426,27 @@ def test_the_folder_that_is_written_holds_everything_that_learned(
         return built[0]
 
     monkeypatch.setattr(train, "build_model", build)
-    run(folder, talks, tmp_path, tune=tune, train_vit=train_vit, max_steps=2)
-    learned = built[0][0].state_dict()
+    run(folder, data, tmp_path, tune=tune, train_vit=train_vit, max_steps=2)
+    trained = built[0][0].state_dict()
     for name, tensor in SkyEyeGPT.from_pretrained(tmp_path).state_dict().items():
-        assert torch.equal(tensor, learned[name]), name
+        assert torch.equal(tensor, trained[name]), name
 
 
 # ---- processes -----------------------------------------------------------------------------------
 
 def start(*command, path="", **more):
-    """path: where Python looks for packages first; more: of the environment."""
+    """path: where Python searches for packages first; more: environment variables."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                                 "PYTHONPATH": str(path)} | more
     return subprocess.run([sys.executable, *command], cwd=tiny.ROOT, env=environment,
                           capture_output=True, text=True, timeout=120)
 
 
-def test_two_processes_learn_what_one_learns(folder, talks, tmp_path):
+def test_two_processes_learn_what_one_learns(data, tmp_path):
     """Pictures, clips and text alone: a process may have rows without any picture."""
     world = write_world(tmp_path / "world", train=3, val=1, test=1, clips=1, size=64, workers=1)
-    plain = tiny.model_folder(tmp_path / "model")
-    flags = ("--model", str(plain), "--data", str(world), talks, "--tune", "full", "--train_vit",
+    model = tiny.model_folder(tmp_path / "model")
+    flags = ("--model", str(model), "--data", str(world), data, "--tune", "full", "--train_vit",
              "--max_steps", "6", "--lr", "1e-3", "--warmup_steps", "1", "--log_steps", "1",
              "--questions_per_image", "2", "--device", "cpu", "--clip", "0")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -412,7 +463,7 @@ def test_two_processes_learn_what_one_learns(folder, talks, tmp_path):
 
 
 def refusal(*flags, **more):
-    """What train.py says on its way out: status 2, no traceback."""
+    """-> the lines of stderr, where train.py ends with code 2 and without a traceback."""
     done = start("train.py", *flags, **more)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and not done.stdout
@@ -426,21 +477,21 @@ def test_missing_data_is_one_line(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_ratio_of_no_data_set_is_one_line_before_anything_is_read(tmp_path):
+def test_a_ratio_of_an_unknown_data_set_is_one_line_before_anything_is_read(tmp_path):
     gone = str(tmp_path / "gone")
     (line,) = refusal("--data", gone, "--ratio", "rsicd=2", "--output_dir", str(tmp_path / "out"))
     assert line == "train.py: --ratio rsicd: no such data set; there are gone"
 
 
-def test_the_ratio_that_is_named_says_how_many_rows_an_epoch_has(folder, talks, tmp_path, capfd):
-    more = str(tiny.talks(tmp_path, count=0, texts=5))
-    run(folder, talks, tmp_path / "out", data=(talks, more), ratio=(f"{more}=0.6",), max_steps=1)
+def test_a_ratio_changes_how_many_rows_an_epoch_has(folder, data, tmp_path, capfd):
+    more = str(tiny.conversations(tmp_path, count=0, texts=5))
+    run(folder, data, tmp_path / "out", (more,), ratio=(f"{more}=0.6",), max_steps=1)
     assert "14 samples in 12 rows an epoch" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_package_that_is_not_there_is_one_line_before_anything_is_read(tmp_path, name):
-    """A folder of its name, such as W&B leaves, is none."""
+def test_a_missing_package_is_one_line_before_anything_is_read(tmp_path, name):
+    """A folder of its name, such as W&B leaves behind, is not a package."""
     if importlib.util.find_spec(name):
         pytest.skip(f"{name} is installed here")
     (tmp_path / "wandb").mkdir()
@@ -451,7 +502,7 @@ def test_a_package_that_is_not_there_is_one_line_before_anything_is_read(tmp_pat
 
 STAND_IN = """
 import json, os, sys
-def note(*told): print(json.dumps(told), file=open(os.environ["TOLD"], "a"), flush=True)
+def note(*call): print(json.dumps(call), file=open(os.environ["CALLS"], "a"), flush=True)
 class Error(Exception): pass
 def init(dir, config):
     if "LOGGED_OUT" in os.environ: raise Error("not logged in\\nat all")
@@ -468,20 +519,20 @@ sys.modules["torch.utils.tensorboard"] = sys.modules[__name__]
 
 @pytest.fixture
 def stand_ins(tmp_path):
-    """A tensorboard and a wandb that write down what they are told."""
+    """A tensorboard and a wandb that write down how they are called."""
     for name in ("tensorboard", "wandb"):
         (tmp_path / f"{name}.py").write_text(STAND_IN)
     (tmp_path / "sitecustomize.py").write_text("import tensorboard")
     return tmp_path
 
 
-def test_who_is_asked_for_is_told_the_numbers_of_the_log(folder, talks, tmp_path, stand_ins):
-    out, told = tmp_path / "out", tmp_path / "told"
-    done = start("train.py", "--model", folder, "--data", talks, "--output_dir", str(out),
+def test_log_to_sends_the_numbers_of_the_log(folder, data, tmp_path, stand_ins):
+    out, calls = tmp_path / "out", tmp_path / "calls"
+    done = start("train.py", "--model", folder, "--data", data, "--output_dir", str(out),
                  "--max_steps", "3", "--log_steps", "2", "--log_to", "wandb", "tensorboard",
-                 path=stand_ins, TOLD=str(told))
+                 path=stand_ins, CALLS=str(calls))
     assert done.returncode == 0, done.stderr
-    notes = [json.loads(line) for line in told.read_text().splitlines()]
+    notes = [json.loads(line) for line in calls.read_text().splitlines()]
     assert ["run", str(out), 42] in notes and ["writer", str(out / "tensorboard")] in notes
     lines = log(out)
     assert [line["step"] for line in lines] == [1, 2]
@@ -495,11 +546,11 @@ def test_who_is_asked_for_is_told_the_numbers_of_the_log(folder, talks, tmp_path
     assert notes[-1] == ["flushed"]
 
 
-def test_nobody_is_told_anything_unasked(folder, talks, tmp_path, stand_ins):
-    done = start("train.py", "--model", folder, "--data", talks, "--output_dir",
+def test_without_log_to_nothing_is_sent(folder, data, tmp_path, stand_ins):
+    done = start("train.py", "--model", folder, "--data", data, "--output_dir",
                  str(tmp_path / "out"), "--max_steps", "1", path=stand_ins,
-                 TOLD=str(tmp_path / "told"))
-    assert done.returncode == 0 and not (tmp_path / "told").exists()
+                 CALLS=str(tmp_path / "calls"))
+    assert done.returncode == 0 and not (tmp_path / "calls").exists()
 
 
 def test_a_run_that_weights_and_biases_refuses_is_one_line(tmp_path, stand_ins):
@@ -515,7 +566,7 @@ def test_a_missing_model_is_one_line(tmp_path):
 
 def test_a_missing_picture_ends_the_run_with_one_line_also_out_of_a_loader_process(
         folder, tmp_path):
-    file = tiny.talks(tmp_path, count=2)
+    file = tiny.conversations(tmp_path, count=2)
     (tmp_path / "1.png").unlink()
     for workers in ("0", "1"):
         lines = refusal("--model", folder, "--data", str(file), "--num_workers", workers,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from vit import PRESETS, ViT, factor, resize_positions, sine_positions
+from vit import PRESETS, ViT, factorize, resize_positions, sine_positions
 
 
 def layer_norm(x, weight, bias, eps):
@@ -157,19 +157,31 @@ def test_the_sine_position_of_a_patch_tells_row_and_column():
     assert len(waves.reshape(36, 24).unique(dim=0)) == 36
 
 
-def test_factor_gives_the_best_approximation_of_its_rank():
+def test_factorize_gives_the_best_approximation_of_its_rank():
     matrix = torch.randn(12, 12)
-    a, b = factor(matrix, 5)
+    a, b = factorize(matrix, 5)
     assert a.shape == b.shape == (5, 12)
     error = torch.linalg.svdvals(matrix)[5:].square().sum().sqrt()
     torch.testing.assert_close((matrix - a.T @ b).norm(), error, rtol=1e-4, atol=1e-5)
 
 
-def test_a_patch_of_a_new_vit_looks_at_itself_first():
+def test_a_patch_of_a_new_vit_attends_to_itself_first():
     torch.manual_seed(0)
     vit = ViT(tiny.VIT)
+    vit.init_weights()
     x = F.layer_norm(vit.pos_embed[0, 1:], (24,))
     for block in vit.blocks:
         q, k, _ = (x @ block.attn.qkv.weight.T).split(24, dim=1)
         scores = q @ k.T
         assert scores.diagonal().mean() > scores.mean() + scores.std()
+
+
+def test_building_a_vit_draws_no_random_numbers_and_init_weights_does():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    vit = ViT(tiny.VIT)
+    assert torch.equal(torch.get_rng_state(), before)
+    vit.init_weights()
+    assert not torch.equal(torch.get_rng_state(), before)
+    assert 0.015 < vit.patch_embed.proj.weight.std() < 0.025
+    assert not vit.patch_embed.proj.bias.any() and not vit.blocks[0].mlp.fc1.bias.any()

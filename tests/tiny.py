@@ -1,6 +1,6 @@
 """What every test builds on: tiny models with random weights, a tiny tokenizer, random pictures.
 
-No two sizes coincide, so that a transposed or mistaken dimension cannot go unseen.
+No two sizes coincide, so that a transposed or mistaken dimension raises an error.
 """
 import functools
 import io
@@ -23,12 +23,13 @@ from vit import ViTConfig
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"        # real data, where there is any
 
-VIT = ViTConfig(image_size=30, patch_size=5, width=24, depth=2, heads=3, mlp=40)  # 6 x 6 patches
-LLAMA = LlamaConfig(vocab_size=61, width=50, depth=4, heads=5, mlp=44, max_positions=64)
+VIT = ViTConfig(image_size=30, patch_size=5, width=24, depth=2, heads=3, mlp_width=40)  # 6 x 6
+LLAMA = LlamaConfig(vocab_size=61, width=50, depth=4, heads=5, mlp_width=44, max_positions=64)
 LORA = LoRAConfig(r=7, alpha=11.0, dropout=0.0)
 VOCAB = 340  # of the tokenizer
-TALKER = LlamaConfig(vocab_size=VOCAB, width=50, depth=2, heads=5, mlp=44, max_positions=256)
-SKYEYE = SkyEyeConfig(vit=VIT, llama=TALKER, lora=LORA)  # 9 visual tokens
+SKYEYE_LLAMA = LlamaConfig(vocab_size=VOCAB, width=50, depth=2, heads=5, mlp_width=44,
+                           max_positions=256)
+SKYEYE = SkyEyeConfig(vit=VIT, llama=SKYEYE_LLAMA, lora=LORA)  # 9 visual tokens
 N = SKYEYE.visual_tokens
 
 SENTENCES = (
@@ -112,7 +113,7 @@ def captions(folder: Path, count: int) -> list[Sample]:
                    f"row {i}") for i in range(count)]
 
 
-def talks(folder: Path, count: int, texts: int = 0) -> Path:
+def conversations(folder: Path, count: int, texts: int = 0) -> Path:
     """`count` conversations about pictures, then `texts` without one, as a LLaVA file."""
     rows = []
     for i in range(count + texts):
@@ -122,5 +123,5 @@ def talks(folder: Path, count: int, texts: int = 0) -> Path:
                                        zip(("human", "gpt"), turns, strict=True)]})
         if i < count:
             rows[-1]["image"] = Path(picture(folder / f"{i}.png", seed=i)).name
-    (folder / "talks.json").write_text(json.dumps(rows))
-    return folder / "talks.json"
+    (folder / "conversations.json").write_text(json.dumps(rows))
+    return folder / "conversations.json"

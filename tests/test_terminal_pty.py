@@ -1,4 +1,4 @@
-"""chat.py in a real terminal, driven as a person does, and where a terminal can do little."""
+"""chat.py in a pseudo-terminal, driven as a person does, also in one that can do little."""
 import os
 import re
 import select
@@ -14,52 +14,54 @@ from PIL import Image
 import tiny
 
 pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
-ABLE = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8"}
+COLOR = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LC_ALL": "C.UTF-8"}
 HARBOR, FOREST = (tiny.ROOT / "examples" / f"{name}.png" for name in ("harbor", "forest"))
 
 
-def heed_ctrl_c():
-    """A shell lets what it starts in the background ignore Ctrl-C, which is passed on."""
+def obey_ctrl_c():
+    """A shell makes background processes ignore Ctrl-C, and they hand that down to their own."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Terminal:
-    """A window in which chat.py runs."""
+    """A pseudo-terminal in which chat.py runs."""
 
     def __init__(self, *args, columns=100, **environment):
-        self.fd, inside = pty.openpty()
-        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        self.fd, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.process = subprocess.Popen(
-            [sys.executable, "chat.py", *map(str, args)], cwd=tiny.ROOT, stdin=inside,
-            stdout=inside, stderr=inside, start_new_session=True,
-            preexec_fn=lambda: (heed_ctrl_c(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+            [sys.executable, "chat.py", *map(str, args)], cwd=tiny.ROOT, stdin=terminal,
+            stdout=terminal, stderr=terminal, start_new_session=True,
+            preexec_fn=lambda: (obey_ctrl_c(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-        os.close(inside)
-        self.raw = b""
+        os.close(terminal)
+        self.output = b""
 
     def read(self):
         try:
-            self.raw += os.read(self.fd, 65536) if select.select([self.fd], [], [], 0.1)[0] else b""
-        except OSError:                                     # nobody holds the other end any more
+            ready, _, _ = select.select([self.fd], [], [], 0.1)
+            self.output += os.read(self.fd, 65536) if ready else b""
+        except OSError:                                     # the other end has been closed
             return False
         return True
 
-    def wait(self, mark="\n> ", after=0):
-        """Until this is on the screen -> the screen without escapes, from there on."""
+    def wait(self, text="\n> ", after=0):
+        """Until this text stands behind the first `after` characters -> all behind them."""
         end = time.monotonic() + 60
-        while mark not in self.screen()[after:]:
+        while text not in self.screen()[after:]:
             assert self.read() and time.monotonic() < end, self.screen()
         return self.screen()[after:]
 
     def screen(self):
-        text = self.raw.decode("utf-8", "replace").replace("\r", "")
+        """All that was printed, without escape sequences."""
+        text = self.output.decode("utf-8", "replace").replace("\r", "")
         return re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", text)
 
-    def type(self, line, mark="\n> "):
-        """-> what comes, until the next prompt."""
+    def type(self, line):
+        """-> what is printed until the next prompt."""
         after = len(self.screen())
         os.write(self.fd, line.encode() + b"\r")
-        return self.wait(mark, after)
+        return self.wait(after=after)
 
     def leave(self, keys=b"\x04"):
         """-> the exit code."""
@@ -79,12 +81,14 @@ def pictures(tmp_path):
 
 def test_ask_switch_ground_save_and_quit(pictures, tmp_path):
     harbor, forest = pictures
-    window = Terminal(harbor, **ABLE)
-    assert f"looking at {harbor} 512 x 512" in window.wait()
-    assert b"\x1b[38;2;" in window.raw and "▀" * 48 in window.screen()
+    window = Terminal(harbor, **COLOR)
+    start = window.wait()
+    assert "model weights/nano; /help lists the commands\n" in start
+    assert f"looking at {harbor} 512 x 512" in start
+    assert b"\x1b[38;2;" in window.output and "▀" * 48 in window.screen()
     described = window.type("describe the image")
-    said = described.split("image)\n")[1].split("\n")[0]
-    assert "([caption] briefly describe the image)" in described and len(said.split()) > 3
+    caption = described.split("image)\n")[1].split("\n")[0]
+    assert "([caption] briefly describe the image)" in described and len(caption.split()) > 3
     window.type(f"/image {forest}")
     found = window.type("where is the house with a blue roof?")
     assert "([refer] where is the house with a blue roof ?)" in found
@@ -95,7 +99,7 @@ def test_ask_switch_ground_save_and_quit(pictures, tmp_path):
     assert (255, 59, 48) in [drawn.getpixel((x, middle)) for x in (left, left + 1)]
     assert "* 2" in window.type("/images")
     window.type("/image 1")
-    assert f"\n{said}\n" in window.type("/again")
+    assert f"\n{caption}\n" in window.type("/again")
     window.type(f"/save {tmp_path / 'talk.json'}")
     window.type(f"/save {tmp_path / 'out.png'}")
     assert "nowhere.png: no such picture" in window.type("/image nowhere.png")
@@ -103,9 +107,10 @@ def test_ask_switch_ground_save_and_quit(pictures, tmp_path):
     assert {"talk.json", "out.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_ctrl_c_stops_an_answer_and_leaves_the_conversation_in_a_poor_narrow_window(pictures):
-    noise = ("--temperature", 9, "--top_k", 0, "--top_p", 1, "--max_new_tokens", 900)
-    window = Terminal(pictures[0], *noise, columns=20, **ABLE | {"TERM": "dumb"})
+def test_ctrl_c_stops_an_answer_and_not_the_conversation_in_a_narrow_window_without_color(
+        pictures):
+    random_words = ("--temperature", 9, "--top_k", 0, "--top_p", 1, "--max_new_tokens", 900)
+    window = Terminal(pictures[0], *random_words, columns=20, **COLOR | {"TERM": "dumb"})
     window.wait()
     after = len(window.screen())
     os.write(window.fd, b"hello\r")
@@ -116,10 +121,10 @@ def test_ctrl_c_stops_an_answer_and_leaves_the_conversation_in_a_poor_narrow_win
     assert "leaves" in window.type("\x03")
     assert "asked 1" in window.type("/images")
     assert window.leave() == 0 and "Traceback" not in window.screen()
-    assert b"\x1b[38" not in window.raw
+    assert b"\x1b[38" not in window.output
 
 
-def test_a_terminal_without_letters_for_it_gets_replacements(tmp_path):
+def test_characters_that_the_terminal_lacks_are_replaced(tmp_path):
     picture = tiny.picture(tmp_path / "hafen-ü.png")
     model = tiny.model_folder(tmp_path / "model")
     window = Terminal(picture, "--model", model, "--max_new_tokens", 3, "--preview", columns=20,
@@ -140,7 +145,7 @@ def test_ctrl_c_ends_a_pipe_with_130(tmp_path):
     model = tiny.model_folder(tmp_path / "model")
     with subprocess.Popen([sys.executable, "chat.py", "--model", str(model)], cwd=tiny.ROOT,
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, preexec_fn=heed_ctrl_c) as process:
+                          text=True, preexec_fn=obey_ctrl_c) as process:
         process.stdin.write("[vqa] a road ?\n")
         process.stdin.flush()
         assert process.stdout.readline()

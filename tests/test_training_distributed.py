@@ -1,4 +1,4 @@
-"""A model in pieces on two processes learns what a whole one learns, and its files are whole."""
+"""Several processes: which rows each gets; sharded, a model learns what it learns otherwise."""
 import dataclasses
 import json
 import os
@@ -13,8 +13,9 @@ import tiny
 import train
 from data import collate
 from support.checkpoints.files import ModelError
+from support.common import UserError
 from support.training.checkpoints import complete_checkpoints
-from support.training.distributed import check_shardable, with_dummy_image
+from support.training.distributed import BatchSchedule, check_shardable, with_dummy_image
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "PYTHONPATH": str(tiny.ROOT)}
@@ -27,8 +28,8 @@ def start(*command):
                           capture_output=True, text=True, timeout=120)
 
 
-def flags(place, out, *more, data="talks", batch=2):
-    return ["--model", str(place / "model"), "--data", str(place / data / "talks.json"),
+def flags(place, out, *more, data="pictures", batch=2):
+    return ["--model", str(place / "model"), "--data", str(place / data / "conversations.json"),
             "--max_steps", "4", "--batch_size", str(batch), "--lr", "1e-3", "--warmup_steps", "1",
             "--log_steps", "1", "--clip", "0.5", "--device", "cpu", "--output_dir",
             str(place / out), *more]
@@ -36,11 +37,11 @@ def flags(place, out, *more, data="talks", batch=2):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Every run of two processes, plain and sharded."""
+    """A folder with the results of every run of two processes, unsharded (plain) and sharded."""
     place = tmp_path_factory.mktemp("place")
     tiny.model_folder(place / "model", dataclasses.replace(tiny.SKYEYE, lora=None))
-    tiny.talks(place / "talks", count=6, texts=3)
-    tiny.talks(place / "texts", count=1, texts=7)
+    tiny.conversations(place / "pictures", count=6, texts=3)
+    tiny.conversations(place / "texts", count=1, texts=7)
     runs = []
     for name, sharded in (("plain", ()), ("sharded", ("--shard",))):
         for tune, own in TUNES.items():
@@ -48,8 +49,9 @@ def place(tmp_path_factory):
             runs.append(flags(place, f"{tune}-{name}", *own))
         runs.append(flags(place, f"texts-{name}", *TUNES["full"], *sharded, data="texts"))
     for tune in ("full", "lora"):
-        for out, source, sharded in (("resumed", "sharded", ("--shard",)), ("whole", "sharded", ()),
-                                     ("cut", "plain", ("--shard",))):
+        for out, source, sharded in (("resumed", "sharded", ("--shard",)),
+                                     ("unsharded", "sharded", ()),
+                                     ("resharded", "plain", ("--shard",))):
             checkpoint = str(place / f"{tune}-{source}" / "checkpoint-2")
             runs.append(flags(place, f"{tune}-{out}", *TUNES[tune], "--save_steps", "2",
                               "--grad_accum", "2", "--resume", checkpoint, *sharded))
@@ -81,24 +83,24 @@ def assert_same(one, two, part=1e-6):
 
 
 @pytest.mark.parametrize("tune", TUNES)
-def test_in_pieces_a_model_learns_what_a_whole_one_learns(place, tune):
-    """Of a LoRA also what stays is in pieces; in bf16 it has another type than what learns."""
+def test_a_sharded_model_learns_what_an_unsharded_one_learns(place, tune):
+    """Frozen weights are sharded too; with bf16 their type is not that of the LoRA."""
     assert_same(place / f"{tune}-plain", place / f"{tune}-sharded")
     assert len(log(place / f"{tune}-sharded")) == 4
 
 
 @pytest.mark.parametrize("tune", TUNES)
-def test_each_process_keeps_half_of_the_numbers_and_never_sees_all(place, tune):
+def test_each_process_stores_half_of_the_numbers_and_never_gathers_all(place, tune):
     """The largest unit are the embeddings, the head and what else is in no block."""
     for rank in range(2):
-        kept, count, unit = json.loads((place / f"{tune}-sharded/rank-{rank}.json").read_text())
-        assert 0.45 * count < kept < 0.55 * count and unit < 0.52 * count
-        kept, count, unit = json.loads((place / f"{tune}-plain/rank-{rank}.json").read_text())
-        assert kept == count == unit
+        stored, count, unit = json.loads((place / f"{tune}-sharded/rank-{rank}.json").read_text())
+        assert 0.45 * count < stored < 0.55 * count and unit < 0.52 * count
+        stored, count, unit = json.loads((place / f"{tune}-plain/rank-{rank}.json").read_text())
+        assert stored == count == unit
 
 
 @pytest.mark.parametrize("tune", TUNES)
-def test_a_checkpoint_is_whole_and_as_without_pieces(place, tune):
+def test_a_checkpoint_of_a_sharded_run_is_complete_and_as_of_an_unsharded_one(place, tune):
     one, two = (place / f"{tune}-{name}" / "checkpoint-2" for name in ("plain", "sharded"))
     assert complete_checkpoints(one.parent) == [one] and complete_checkpoints(two.parent) == [two]
     assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
@@ -114,18 +116,18 @@ def test_a_checkpoint_is_whole_and_as_without_pieces(place, tune):
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_resumed_run_in_pieces_ends_with_the_bits_of_an_unbroken_one(place, tune):
+def test_a_resumed_sharded_run_ends_with_the_bits_of_an_unbroken_one(place, tune):
     assert_same(place / f"{tune}-sharded", place / f"{tune}-resumed", 0)
     assert [line["step"] for line in log(place / f"{tune}-resumed")] == [3, 4]
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_a_run_goes_on_without_pieces_or_in_pieces(place, tune):
-    for out in ("whole", "cut"):
+def test_a_sharded_run_resumes_unsharded_and_the_other_way_around(place, tune):
+    for out in ("unsharded", "resharded"):
         assert_same(place / f"{tune}-sharded", place / f"{tune}-{out}")
 
 
-def test_one_process_goes_on_where_two_stopped(place):
+def test_one_process_resumes_what_two_have_begun(place):
     out = place / "full-one"
     train.train(train.parse_args(flags(
         place, out, *TUNES["full"], "--save_steps", "2", "--grad_accum", "2", "--force", "--resume",
@@ -141,7 +143,7 @@ def test_a_process_whose_batches_have_no_picture_keeps_up(place):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_picture_for_a_text_changes_no_loss_and_no_gradient(tmp_path, shared):
+def test_a_dummy_image_changes_no_loss_and_no_gradient(tmp_path, shared):
     samples = [dataclasses.replace(sample, images=()) for sample in tiny.captions(tmp_path, 2)]
     rows = tiny.rows(samples)
     batch = collate([rows[0, 0], rows[0, 1]])
@@ -150,37 +152,74 @@ def test_a_picture_for_a_text_changes_no_loss_and_no_gradient(tmp_path, shared):
         batch |= {"segments": slots // 5, "positions": slots % 7}
     assert batch["images"] is None
     found = []
-    for given in (batch, with_dummy_image(batch, tiny.VIT.image_size, tiny.N)):
+    for inputs in (batch, with_dummy_image(batch, tiny.VIT.image_size, tiny.N)):
         model = tiny.skyeye().train()
-        loss = model(**given)
+        loss = model(**inputs)
         loss.backward()
         found.append((loss, {name: p.grad for name, p in model.named_parameters()}))
-    (one, alone), (two, gradients) = found
+    (one, without), (two, gradients) = found
     assert torch.allclose(one, two, rtol=1e-6)
     for name, gradient in gradients.items():
         if name.startswith("llama_model."):
-            assert (gradient - alone[name]).norm() <= 1e-5 * gradient.norm(), name
+            assert (gradient - without[name]).norm() <= 1e-5 * gradient.norm(), name
         else:
-            assert alone[name] is None and not gradient.any(), name
+            assert without[name] is None and not gradient.any(), name
 
 
-def test_a_batch_with_a_picture_stays_as_it_is(tmp_path):
+def test_a_batch_with_a_picture_gets_no_dummy_image(tmp_path):
     batch = collate([tiny.rows(tiny.captions(tmp_path, 1))[0, 0]])
     assert with_dummy_image(batch, tiny.VIT.image_size, tiny.N) is batch
 
 
-def test_without_torchrun_it_is_one_line(place):
+def test_to_shard_without_torchrun_is_refused_in_one_line(place):
     done = start("train.py", *flags(place, "none", "--shard"))
     assert done.returncode == 2
     assert done.stderr == ("train.py: --shard spreads the model over several processes: start it "
                            "with torchrun\n")
 
 
-@pytest.mark.parametrize("given, word", [((2, "mps", torch.float32, 16), "mps"),
-                                         ((2, "cpu", torch.float16, 16), "bf16"),
-                                         ((2, "cpu", torch.bfloat16, 8), "bits")])
-def test_what_cannot_be_sharded_is_refused_in_one_line(given, word):
+@pytest.mark.parametrize("arguments, word", [((2, "mps", torch.float32, 16), "mps"),
+                                             ((2, "cpu", torch.float16, 16), "bf16"),
+                                             ((2, "cpu", torch.bfloat16, 8), "bits")])
+def test_what_cannot_be_sharded_is_refused_in_one_line(arguments, word):
     with pytest.raises(ModelError, match=word) as caught:
-        check_shardable(*given)
+        check_shardable(*arguments)
     assert "--shard" in str(caught.value) and "\n" not in str(caught.value)
     check_shardable(2, "cuda", torch.bfloat16, 16)
+
+
+# ---- which rows ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("world_size, accum", [(1, 1), (2, 1), (3, 2)])
+def test_the_processes_together_get_every_row_once_an_epoch(world_size, accum):
+    schedules = [BatchSchedule(range(7), 2, accum, 7, rank, world_size)
+                 for rank in range(world_size)]
+    keys = [list(schedule.keys(0)) for schedule in schedules]
+    together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
+    assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world_size)]
+    for rank, schedule in enumerate(schedules):
+        assert list(schedule.keys(3)) == keys[rank][3 * accum:]
+
+
+def test_the_sources_of_a_step_are_those_of_its_batches(tmp_path):
+    rows = tiny.rows(tiny.captions(tmp_path, 6))
+    schedule = BatchSchedule(rows, 1, 2, 3, rank=0, world_size=1)
+    batches = list(schedule.batches(1, num_workers=0))
+    assert len(batches) == 2 and all(len(step) == 2 for step in batches)
+    for step, micro_batches in enumerate(batches, start=2):
+        sources = schedule.sources(step)
+        assert len(sources) == 2
+        for source, batch in zip(sources, micro_batches, strict=True):
+            [row] = [i for i in range(6)
+                     if rows.samples[rows.samples_of_row(0, i)[0]].source == source]
+            assert torch.equal(batch["ids"], collate([rows[0, row]])["ids"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_loader_process_is_the_same_line(tmp_path, num_workers):
+    rows = tiny.rows(tiny.captions(tmp_path, 2))
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError) as caught:
+        next(BatchSchedule(rows, 1, 1, 1).batches(0, num_workers))
+    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)

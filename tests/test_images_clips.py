@@ -1,0 +1,93 @@
+"""Clips: the middle frames of a folder, an animation or a video, or one clear line."""
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pictures import BYTES, save
+from support.images import clips
+from support.images.clips import is_clip, read_clip
+from support.images.common import PictureError
+
+
+def colors(images):
+    return [image.getpixel((5, 5)) for image in images]
+
+
+FRAMES = [Image.new("RGB", (16, 12), (10 * i, 250 - 10 * i, 5)) for i in range(12)]
+
+
+def test_a_folder_of_frames_is_in_the_order_of_its_numbers(tmp_path):
+    for i, frame in enumerate(FRAMES):
+        frame.save(tmp_path / f"frame{i}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    assert is_clip(tmp_path)
+    assert colors(read_clip(tmp_path, 12)) == colors(read_clip(tmp_path, 99)) \
+        == colors(FRAMES)
+    assert colors(read_clip(tmp_path, 1)) == colors(FRAMES[6:7])
+    assert colors(read_clip(tmp_path, 4)) == colors([FRAMES[i] for i in (1, 4, 7, 10)])
+
+
+def test_an_empty_folder_and_a_broken_frame_are_named(tmp_path):
+    with pytest.raises(PictureError, match="no pictures in this folder"):
+        read_clip(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(PictureError, match="a.png: not a picture"):
+        read_clip(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_an_animation_is_a_clip_and_a_still_is_not(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    extra = {"lossless": True} if suffix == "webp" else {}
+    FRAMES[0].save(path, save_all=True, append_images=FRAMES[1:], **extra)
+    assert is_clip(path)
+    assert colors(read_clip(path, 3)) == colors([FRAMES[i] for i in (2, 6, 10)])
+    FRAMES[0].save(path)
+    assert not is_clip(path) and not is_clip(tmp_path / f"gone.{suffix}")
+    assert not is_clip(save(tmp_path / "a.png", BYTES))
+
+
+def test_a_video_without_ffmpeg_names_it(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    monkeypatch.setattr(clips.shutil, "which", lambda _: None)
+    assert is_clip(tmp_path / "a.mp4")
+    with pytest.raises(PictureError, match="a.mp4: a video is read by ffmpeg"):
+        read_clip(tmp_path / "a.mp4")
+
+
+FAKE = """#!{python}
+import sys
+if "-progress" in sys.argv:
+    print("frame=3"), print("frame=12")
+elif "-pix_fmt" in sys.argv:
+    for i in (2, 6, 10):
+        sys.stdout.buffer.write(b"P6\\n2 1\\n255\\n" + bytes([i] * 6))
+"""
+
+
+def test_ffmpeg_is_requested_to_give_the_middle_frames(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text(FAKE.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(clips.shutil, "which", lambda _: str(program))
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    images = read_clip(tmp_path / "a.mp4", 3)
+    assert [np.array(image).mean() for image in images] == [2, 6, 10]
+
+
+def test_a_real_video_gives_its_frames(tmp_path, monkeypatch):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    for i, frame in enumerate(FRAMES):
+        frame.resize((64, 48)).save(tmp_path / f"{i}.png")
+    subprocess.run([ffmpeg, "-v", "error", "-i", f"{tmp_path}/%d.png", f"{tmp_path}/-a b.mp4"],
+                   check=True)
+    monkeypatch.setattr(clips.shutil, "which", lambda _: ffmpeg)
+    images = read_clip(tmp_path / "-a b.mp4", 3)
+    truth = [np.array(FRAMES[i]).mean((0, 1)) for i in (2, 6, 10)]
+    assert np.abs(np.array([np.array(i).mean((0, 1)) for i in images]) - truth).max() < 8
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(PictureError, match="is the file complete"):
+        read_clip(tmp_path / "bad.mp4")

@@ -1,0 +1,69 @@
+"""Boxes drawn on pictures, file names for them, contact sheets."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.images.draw import COLORS, contact_sheet, draw_boxes, draw_on_picture, unused_name
+from support.images.read import Picture
+
+RED, YELLOW = (0xff, 0x3b, 0x30), (0xff, 0xcc, 0x00)
+
+
+def test_boxes_are_drawn_in_the_colors_in_turn_and_the_picture_itself_is_unchanged():
+    image = Image.new("RGB", (200, 100))
+    drawn = np.array(draw_boxes(image, [("", (50, 20, 150, 80)), ("a ship", (0, 0, 199, 99))]))
+    assert not np.array(image).any()
+    assert tuple(drawn[50, 50]) == RED == tuple(drawn[20, 100])
+    assert tuple(drawn[50, 199]) == YELLOW
+    assert not drawn[50, 100].any()
+
+
+def test_there_are_as_many_colors_as_needed():
+    boxes = [("", (10 * i, 10, 10 * i + 5, 20)) for i in range(len(COLORS) + 1)]
+    drawn = np.array(draw_boxes(Image.new("RGB", (100, 40)), boxes))
+    assert tuple(drawn[15, 0]) == RED == tuple(drawn[15, 80]) != tuple(drawn[15, 70])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 30, 20), (150, 80, 199, 99), (90, 40, 110, 60)])
+def test_a_label_is_inside_the_picture_wherever_the_box_is(box):
+    def red(phrase):
+        drawn = np.array(draw_boxes(Image.new("RGB", (200, 100)), [(phrase, box)]))
+        return (drawn == RED).all(-1)
+
+    label = red("a ship") & ~red("")
+    rows, columns = label.nonzero()
+    assert label.sum() > 300 and np.ptp(rows) >= 10 and np.ptp(columns) >= 25
+
+
+def test_boxes_in_pixels_of_the_whole_picture_are_drawn_on_the_reduced_one():
+    picture = Picture(Image.new("RGB", (50, 40)), (200, 80), "")
+    drawn = np.array(draw_on_picture(picture, [("", (40, 20, 160, 60))]))
+    rows, columns = (drawn == RED).all(-1).nonzero()
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (10, 40, 10, 30)
+
+
+def test_a_file_that_exists_is_never_the_unused_name(tmp_path):
+    picture = str(tmp_path / "a picture.png")
+    first = unused_name(picture)
+    assert first == tmp_path / "a picture_boxes.png"
+    first.touch()
+    assert unused_name(picture) == tmp_path / "a picture_boxes_2.png"
+    unused_name(picture).touch()
+    assert unused_name(picture) == tmp_path / "a picture_boxes_3.png"
+
+
+def test_a_contact_sheet_has_rows_of_cells_as_high_as_their_highest():
+    cells = [(Image.new("RGB", size, color), "one\n\nthree") for size, color in (
+        ((100, 50), "#ff0000"), ((50, 100), "#00ff00"), ((10, 10), "#0000ff"))]
+    sheet = contact_sheet(cells, width=112, columns=2)
+    assert sheet.size == (224, (100 + 48 + 18) * 2)
+    assert sheet.getpixel((6, 6)) == (255, 0, 0) and sheet.getpixel((106, 6)) == (255, 255, 255)
+    assert sheet.getpixel((118, 105)) == (0, 255, 0)
+    assert sheet.getpixel((105, 166 + 105)) == (0, 0, 255)
+    text = np.array(sheet)[50 + 12:50 + 12 + 16, 6:106]
+    assert text.min() < 100 and np.array(sheet)[78:94, 6:106].min() == 255
+
+
+def test_a_long_text_ends_after_24_lines():
+    sheet = contact_sheet([(Image.new("RGB", (10, 10)), "word " * 2000)], width=112)
+    assert sheet.size == (4 * 112, 100 + 24 * 16 + 18)

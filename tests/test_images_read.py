@@ -1,0 +1,349 @@
+"""Pictures as satellites deliver them: 8-bit RGB with the right content, or one clear line."""
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+import support.images.common as limits
+from pictures import (
+    BYTES,
+    GRAY16,
+    block_means,
+    correlation,
+    reduce_from_1000_pixels,
+    refusal,
+    save,
+    save_png16,
+    save_tiff_with_nodata,
+    scene,
+    shown,
+)
+from support.images.clips import read_clip
+from support.images.common import PICTURE_SUFFIXES
+from support.images.read import read_header, read_headers, read_picture
+from support.readers import read_split
+
+# ---- 8 bits --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "two words.png", "wieś-łódź-東京.png"])
+def test_an_8_bit_picture_is_shown_bit_for_bit(tmp_path, name):
+    path = save(tmp_path / name, BYTES)
+    assert (shown(path) == BYTES).all()
+    assert read_picture(path).size == (53, 37) and read_picture(path).note == ""
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_a_compressed_tiff_of_8_bits_is_shown_bit_for_bit(tmp_path, compression):
+    Image.fromarray(BYTES).save(tmp_path / "a.tif", compression=compression)
+    assert (shown(tmp_path / "a.tif") == BYTES).all()
+
+
+@pytest.mark.parametrize("width, height", [(400, 50), (50, 400), (1, 4000), (4000, 1), (1, 1)])
+def test_strips_are_pictures_too(tmp_path, width, height):
+    truth = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert (shown(save(tmp_path / "a.png", truth)) == truth).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_orientation_says(tmp_path, orientation, suffix):
+    image = Image.fromarray((scene(48, 32) * 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / f"a.{suffix}"
+    image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    picture = read_picture(path)
+    image.getexif()[274] = orientation
+    truth = np.array(ImageOps.exif_transpose(image))
+    assert picture.size == picture.image.size == (
+        (32, 48) if orientation > 4 else (48, 32))
+    assert correlation(np.array(picture.image), truth) > (0.99 if suffix == "jpg" else 0.999999)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_what_is_transparent_is_black(tmp_path, mode):
+    image = Image.fromarray(BYTES).convert({"RGBA": "RGB", "LA": "L", "PA": "P"}[mode])
+    truth = np.array(image.convert("RGB"))
+    mask = Image.new("L", image.size, 255)
+    mask.paste(0, (0, 0, 20, 37))
+    image = image.convert("RGBA" if mode == "PA" else mode)
+    image.putalpha(mask)
+    image.save(tmp_path / "a.png")
+    truth[:, :20] = 0
+    assert (shown(tmp_path / "a.png") == truth).all()
+    assert read_picture(tmp_path / "a.png").note == "transparent parts are black"
+
+
+def test_a_tiff_with_declared_alpha_is_put_on_black(tmp_path):
+    image = Image.fromarray(BYTES)
+    image.putalpha(Image.new("L", image.size, 0))
+    image.save(tmp_path / "a.tif")
+    assert shown(tmp_path / "a.tif").max() == 0
+    assert read_picture(tmp_path / "a.tif").note == "transparent parts are black"
+
+
+def test_an_opaque_alpha_changes_nothing(tmp_path):
+    Image.fromarray(BYTES).convert("RGBA").save(tmp_path / "a.png")
+    assert (shown(tmp_path / "a.png") == BYTES).all()
+    assert read_picture(tmp_path / "a.png").note == ""
+
+
+@pytest.mark.parametrize("suffix", ["png", "gif"])
+def test_a_palette_keeps_its_colors_and_its_transparent_entry_is_black(tmp_path, suffix):
+    image = Image.fromarray(np.tile(np.uint8([[0, 1, 2, 3]]), (4, 1)), "P")
+    image.putpalette([10, 20, 30, 200, 0, 0, 0, 200, 0, 250, 250, 250])
+    image.save(tmp_path / f"a.{suffix}", transparency=3)
+    row = shown(tmp_path / f"a.{suffix}")[0]
+    assert row.tolist() == [[10, 20, 30], [200, 0, 0], [0, 200, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("mode, suffix", [
+    ("1", "png"), ("1", "tif"), ("L", "png"), ("L", "tif"), ("L", "jpg"), ("CMYK", "tif"),
+    ("CMYK", "jpg"), ("P", "tif"), ("YCbCr", "tif")])
+def test_a_picture_of_any_mode_becomes_rgb(tmp_path, mode, suffix):
+    image = Image.fromarray(BYTES).convert(mode)
+    image.save(tmp_path / f"a.{suffix}")
+    assert correlation(shown(tmp_path / f"a.{suffix}"), np.array(image.convert("RGB"))) > 0.99
+
+
+# ---- more than 8 bits, with Pillow alone ---------------------------------------------------------
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_16_bit_gray_picture_is_neither_white_nor_black(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", GRAY16)
+    assert correlation(shown(path), GRAY16) > 0.99
+    assert shown(path).min() == 0 and shown(path).max() == 255
+    low, high = np.percentile(GRAY16, (2, 98))
+    assert read_picture(path).note == (
+        f"16-bit gray, stretched from {low:.6g}..{high:.6g} (2nd to 98th percentile)")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_heights_below_zero_are_stretched(tmp_path, dtype):
+    truth = ((scene()[..., 0] - 0.5) * 900).astype(dtype)
+    assert correlation(shown(save(tmp_path / "a.tif", truth)), truth) > 0.99
+
+
+def test_what_is_not_a_number_is_black_and_does_not_count(tmp_path):
+    truth = (scene()[..., 0] * 30 - 25).astype(np.float32)
+    holes = truth.copy()
+    holes[:5], holes[5:8], holes[8:10], holes[10] = np.nan, np.inf, -np.inf, -3.4e38
+    picture = shown(save(tmp_path / "a.tif", holes))
+    assert picture[:11].max() == 0 and correlation(picture[11:], truth[11:]) > 0.99
+
+
+@pytest.mark.parametrize("dtype, nodata", [(np.float32, "-9999"), (np.int32, "-32768"),
+                                           (np.uint16, "65535"), (np.uint16, "0 ")])
+def test_declared_no_data_are_black_and_do_not_count(tmp_path, dtype, nodata):
+    holes = (scene()[..., 0] * 900 + 100).astype(dtype)
+    truth = holes[10:].copy()
+    holes[:10] = float(nodata)
+    picture = shown(save_tiff_with_nodata(tmp_path / "a.tif", holes, nodata))
+    assert picture[:10].max() == 0 and correlation(picture[10:], truth) > 0.99
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_constant_picture_is_middle_gray(tmp_path, dtype):
+    assert (shown(save(tmp_path / "a.tif", np.full((9, 9), 4000, dtype))) == 128).all()
+
+
+def test_a_few_bright_pixels_on_a_constant_ground_are_visible(tmp_path):
+    truth = np.full((50, 50), 7, np.uint16)
+    truth[20, 20:25] = 4000
+    picture = shown(save(tmp_path / "a.tif", truth))
+    assert (picture[20, 20:25] == 255).all() and np.median(picture) == 0
+
+
+def test_a_picture_without_a_value_is_refused(tmp_path):
+    assert "no pixel has a value" in refusal(save(tmp_path / "a.tif",
+                                                  np.full((5, 5), np.nan, np.float32)))
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+def test_16_bit_colors_of_a_png_keep_all_their_bits(tmp_path, bands):
+    truth = (scene(bands=bands) * 200 + 300).astype(np.uint16)      # one high byte, or two
+    truth[..., 3:] = 65535
+    path = save_png16(tmp_path / "a.png", truth)
+    assert correlation(shown(path), truth[..., :3]) > 0.99
+    assert read_picture(path).note.startswith("16-bit colors, each band stretched on its own")
+
+
+def test_16_bit_gray_with_transparency_is_refused(tmp_path):
+    path = save_png16(tmp_path / "a.png", (scene(bands=2) * 4000).astype(np.uint16))
+    assert "save it without" in refusal(path)
+
+
+def test_a_jpeg_2000_of_over_8_bits_in_color_is_refused_rather_than_dark(tmp_path):
+    path = tmp_path / "a.jp2"
+    Image.fromarray(BYTES).save(path)
+    assert correlation(shown(path), BYTES) > 0.99
+    data = bytearray(path.read_bytes())
+    depth = data.index(b"\xff\x4f\xff\x51") + 42
+    assert data[depth] == 7
+    data[depth] = 15                            # 16 bits
+    path.write_bytes(data)
+    assert "JPEG 2000" in refusal(path)
+
+
+# ---- bands ---------------------------------------------------------------------------------------
+
+def test_two_bands_cannot_be_asked_for(tmp_path):
+    assert "--bands takes one number or three" in refusal(save(tmp_path / "a.png", BYTES),
+                                                         bands=(1, 2))
+
+
+def test_bands_of_an_8_bit_picture_can_be_chosen_too(tmp_path):
+    path = save(tmp_path / "a.png", BYTES)
+    assert (shown(path, bands=(3, 2, 1)) == BYTES[..., ::-1]).all()
+    assert (shown(path, bands=(2,)) == BYTES[..., 1:2]).all()
+    assert "it has 3" in refusal(path, bands=(4, 1, 2))
+
+
+# ---- broken files --------------------------------------------------------------------------------
+
+BROKEN = {
+    "empty.png": (b"", "not a picture (the file is empty)"),
+    "page.jpg": (b"\n<!DOCTYPE html><html>gone</html>", "a web page: the download failed"),
+    "pointer.tif": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+    "text.png": (b"hello, this is a text", "not a picture (unknown format"),
+    "head.png": (b"\x89PNG\r\n\x1a\n", "is the file complete?"),
+    "head.tif": (b"II*\0\xff\xff\0\0", "is the file complete?"),
+    "big.tif": (b"II+\0", "is the file complete?"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_is_no_picture_is_named_with_the_reason(tmp_path, name):
+    content, reason = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    assert reason in refusal(tmp_path / name)
+
+
+def test_a_missing_picture_and_a_folder_are_named(tmp_path):
+    assert "no such picture" in refusal(tmp_path / "gone.png")
+    assert "no such picture" in refusal(save(tmp_path / "a.png", BYTES) / "b.png")
+    assert "not a picture (a folder)" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("name, options", [
+    ("a.png", {}), ("a.jpg", {}), ("a.webp", {"lossless": True}), ("a.tif", {}),
+    ("a.tif", {"compression": "tiff_adobe_deflate"}), ("a.tif", {"compression": "tiff_lzw"})])
+def test_a_truncated_picture_is_named(tmp_path, name, options, kept):
+    truth = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    Image.fromarray(truth).save(tmp_path / name, **options)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[:int(len(data) * kept)])
+    assert "is the file complete?" in refusal(tmp_path / name)
+
+
+# ---- large pictures ------------------------------------------------------------------------------
+
+def test_pillows_own_limit_is_what_it_was(tmp_path):
+    before = Image.MAX_IMAGE_PIXELS
+    read_picture(save(tmp_path / "a.png", BYTES))
+    refusal(tmp_path / "gone.png")
+    assert Image.MAX_IMAGE_PIXELS == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_a_picture_over_the_limit_is_refused_with_its_size(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(limits, "MAX_PIXELS", 1000)
+    assert "0 million pixels, at most" in refusal(save(tmp_path / f"a.{suffix}", BYTES))
+
+
+def test_the_limit_is_500_million_pixels(tmp_path):
+    path = tmp_path / "a.png"
+    save(path, BYTES)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 30000, 20000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    assert "600 million pixels, at most 500" in refusal(path)
+
+
+@pytest.mark.parametrize("min_side, side", [(0, 800), (100, 100), (101, 200), (300, 400),
+                                            (900, 800)])
+def test_a_jpeg_may_be_decoded_smaller(tmp_path, min_side, side):
+    truth = (scene(1600, 800) * 255).astype(np.uint8)
+    Image.fromarray(truth).save(tmp_path / "a.jpg", quality=95)
+    picture = read_picture(tmp_path / "a.jpg", min_side=min_side)
+    assert picture.image.size == (2 * side, side) and picture.size == (1600, 800)
+    assert correlation(np.array(picture.image), block_means(truth, 800 // side)) > 0.99
+
+
+@pytest.fixture
+def small_is_large(monkeypatch):
+    reduce_from_1000_pixels(monkeypatch)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg", "a.bmp"])
+def test_a_large_picture_is_reduced_by_means(tmp_path, name):
+    path = save(tmp_path / name, BYTES)
+    picture = read_picture(path)
+    assert picture.size == (53, 37)
+    factor = int(picture.note.split()[1])
+    assert picture.note == f"reduced {factor} times while reading" and factor in (3, 4)
+    assert max(picture.image.size) <= 20
+    limit = 12 if name.endswith("jpg") else 1
+    difference = np.abs(np.array(picture.image) - block_means(BYTES, factor))
+    assert difference.mean() <= limit
+
+
+@pytest.mark.usefixtures("small_is_large")
+def test_a_large_palette_picture_is_subsampled_not_averaged(tmp_path):
+    image = Image.fromarray(BYTES).quantize(16)
+    image.save(tmp_path / "a.png")
+    colors = {tuple(color) for color in np.array(image.convert("RGB")).reshape(-1, 3)}
+    assert {tuple(color) for color in shown(tmp_path / "a.png").reshape(-1, 3)} <= colors
+
+
+# ---- headers -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_header_gives_the_sides_as_they_are_shown(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (80, 40)).save(tmp_path / "a.jpg", exif=exif)
+    header = read_header(str(tmp_path / "a.jpg"))
+    assert header == (*((40, 80) if orientation > 4 else (80, 40)), "")
+    assert header[:2] == read_picture(tmp_path / "a.jpg").size
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif"])
+def test_a_header_shows_that_a_file_is_cut_off(tmp_path, name):
+    path = save(tmp_path / name, BYTES)
+    assert read_header(str(path)) == (53, 37, "")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert read_header(str(path)) == (53, 37, f"{path}: cut off at its end")
+
+
+def test_the_header_of_a_clip_shows_only_whether_it_is_there(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    assert read_header(str(tmp_path)) == read_header(str(tmp_path / "a.mp4")) == (0, 0, "")
+    assert read_header(str(tmp_path / "b.mp4")).fault == f"{tmp_path / 'b.mp4'}: no such video"
+
+
+def test_many_headers_are_read_by_several_processes_with_the_same_result(tmp_path):
+    save(tmp_path / "a.png", BYTES)
+    paths = [str(tmp_path / "a.png")] + [str(tmp_path / f"{i}.png") for i in range(600)]
+    found = read_headers(paths)
+    assert found[paths[0]] == (53, 37, "") and "no such picture" in found[paths[-1]].fault
+    assert list(found) == paths
+
+
+# ---- suffixes ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("suffix", PICTURE_SUFFIXES)
+def test_data_sets_and_clips_find_the_same_kinds_of_pictures(tmp_path, suffix):
+    for name in ("harbor", "forest"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name / f"{name}_1{suffix}", BYTES)
+    paths = {str(tmp_path / name / f"{name}_1{suffix}") for name in ("harbor", "forest")}
+    single, _, _ = read_split(tmp_path, "train")
+    assert {path for sample in single for path in sample.images} == paths
+    assert correlation(shown(min(paths)), BYTES) > 0.95
+    assert [frame.size for frame in read_clip(tmp_path / "harbor")] == [(53, 37)]

@@ -1,0 +1,231 @@
+"""TIFFs that Pillow cannot read right: through tifffile, or refused with the package's name."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pictures import (
+    BYTES,
+    GRAY16,
+    HAS_TIFFFILE,
+    block_means,
+    correlation,
+    hide_package,
+    needs_tifffile,
+    reduce_from_1000_pixels,
+    refusal,
+    save,
+    save_tiff,
+    save_tiff16_by_hand,
+    scene,
+    shown,
+)
+from support.images import tiff
+from support.images.read import read_picture
+
+# ---- layouts, numbers, bands ---------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYOUTS = [{}, {"tile": (16, 16)}, {"compression": "zlib"}, {"rowsperstrip": 5},
+           {"tile": (16, 32), "compression": "zlib", "predictor": True}, {"bigtiff": True},
+           {"byteorder": ">", "compression": "zlib"}]
+
+
+def test_gray_white_is_zero_is_inverted(tmp_path):
+    path = save_tiff(tmp_path / "a.tif", GRAY16, photometric="miniswhite")
+    assert correlation(shown(path), -GRAY16.astype(float)) > 0.99
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_16_bit_colors_are_right_in_every_layout(tmp_path, options, planar):
+    truth = (scene() * [3000, 1200, 500] + [200, 300, 400]).astype(np.uint16)
+    stored = truth if planar == "contig" else np.moveaxis(truth, -1, 0)
+    path = save_tiff(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar, **options)
+    assert correlation(shown(path), truth) > 0.99
+    assert shown(path).reshape(-1, 3).max(0).tolist() == [255] * 3
+    assert read_picture(path).note.startswith("16-bit colors, each band stretched on its own")
+
+
+@pytest.mark.parametrize("dtype", "u1 i1 u2 i2 u4 i4 f2 f4 f8 c8".split())
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("options", LAYOUTS[:3], ids=str)
+def test_numbers_of_every_kind_are_read_in_both_byte_orders(tmp_path, dtype, order, options):
+    truth = (scene()[..., 0] * 100 - 20 * (dtype[0] in "if") + 20).astype(dtype)
+    path = save_tiff(tmp_path / "a.tif", truth, byteorder=order, photometric="minisblack",
+                     **options)
+    assert correlation(shown(path), np.abs(truth) if dtype == "c8" else truth) > 0.99
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("bands", [2, 3, 4, 5, 8, 16])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_the_bands_that_are_asked_for_are_shown(tmp_path, dtype, bands, planar):
+    truth = (scene(bands=bands) * 250).astype(dtype)
+    stored = truth if planar == "contig" else np.moveaxis(truth, -1, 0)
+    path = save_tiff(tmp_path / "a.tif", stored, photometric="minisblack", planarconfig=planar)
+    three = (bands, 1, 2)
+    assert correlation(shown(path, bands=three), truth[..., [b - 1 for b in three]]) > 0.99
+    assert correlation(shown(path, bands=(2,)), truth[..., 1]) > 0.99
+    assert f"--bands asks for band {bands + 1}; it has {bands}" in refusal(path, bands=(bands + 1,))
+
+
+@needs_tifffile
+@pytest.mark.parametrize("bands, note", [(2, "band 1 of 2 shown"), (3, ""),
+                                         (4, "bands 1, 2, 3 of 4 shown")])
+@pytest.mark.parametrize("colors", ["rgb", "minisblack"])
+def test_of_8_bit_bands_the_first_are_shown_bit_for_bit(tmp_path, bands, note, colors):
+    if bands == 2 and colors == "rgb":
+        pytest.skip("no such TIFF")
+    truth = (scene(bands=bands) * 255).astype(np.uint8)
+    extra = {"extrasamples": [0]} if bands == 4 and colors == "rgb" else {}
+    path = save_tiff(tmp_path / "a.tif", truth, photometric=colors, planarconfig="contig", **extra)
+    assert (shown(path) == truth[..., :3 if bands > 2 else 1]).all()
+    assert read_picture(path).note == note
+
+
+@pytest.mark.parametrize("dtype, kind", [(np.uint16, "16-bit"), (np.float32, "32-bit float")])
+def test_of_many_bands_the_user_must_choose(tmp_path, dtype, kind):
+    path = save_tiff(tmp_path / "a.tif", np.zeros((13, 9, 9), dtype), photometric="minisblack",
+                planarconfig="separate")
+    message = refusal(path)
+    assert f"13 bands of {kind}" in message and "--bands 4,3,2" in message
+
+
+def test_transparent_parts_of_16_bit_colors_are_black(tmp_path):
+    truth = (scene(bands=4) * 3000 + 100).astype(np.uint16)
+    truth[:10, :, 3], truth[10:, :, 3] = 0, 65535
+    truth[:10, :, :3] = 60000
+    path = save_tiff(tmp_path / "a.tif", truth, photometric="rgb", extrasamples=["unassalpha"])
+    assert shown(path)[:10].max() == 0 and correlation(shown(path)[10:], truth[10:, :, :3]) > 0.99
+    assert read_picture(path).note.startswith("transparent parts are black; 16-bit colors")
+
+
+def test_int16_heights_with_no_data(tmp_path):
+    truth = (scene()[..., 0] * 3000 - 200).astype(np.int16)
+    truth[:10] = -32768
+    tag = [(42113, "s", 0, "-32768", True)]
+    for order in "<>":
+        path = save_tiff(tmp_path / "a.tif", truth, extratags=tag, byteorder=order,
+                         compression="zlib")
+        assert shown(path)[:10].max() == 0 and correlation(shown(path)[10:], truth[10:]) > 0.99
+        assert read_picture(path).note.startswith("16-bit signed gray")
+
+
+@pytest.mark.parametrize("nodata", ["-1", "nan", "0", "7"])
+def test_the_tiles_that_a_sparse_file_leaves_out_are_no_data(tmp_path, nodata):
+    truth = (scene(64, 32) * 3000 + 100).astype(np.uint16)
+    path = save_tiff(tmp_path / "a.tif", truth, tile=(32, 32), photometric="rgb",
+                extratags=[(42113, "s", 0, nodata, True)])
+    import tifffile
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags
+        tags[324].overwrite((0, tags[324].value[1]))            # where the tiles begin
+        tags[325].overwrite((0, tags[325].value[1]))            # how long they are
+    picture = shown(path)
+    assert picture[:, :32].max() == 0 and correlation(picture[:, 32:], truth[:, 32:]) > 0.98
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_deep_tiff_is_turned_as_its_orientation_says(tmp_path, orientation):
+    truth = (scene() * 3000).astype(np.uint16)
+    path = save_tiff(tmp_path / "a.tif", truth, photometric="rgb", 
+                     extratags=[(274, "H", 1, orientation, True)])
+    turned = np.rot90(truth, {3: 2, 6: -1}[orientation])
+    assert correlation(shown(path), turned) > 0.99
+    assert read_picture(path).size == turned.shape[1::-1]
+
+
+# ---- optional packages ---------------------------------------------------------------------------
+
+def test_without_tifffile_16_bit_colors_name_it_and_are_never_black(tmp_path, monkeypatch):
+    path = save_tiff16_by_hand(tmp_path / "a.tif", (scene() * 4000).astype(np.uint16))
+    with Image.open(path) as image:
+        assert np.array(image).max() < 20               # what Pillow would show
+    if HAS_TIFFFILE:
+        assert correlation(shown(path), scene()) > 0.99
+    hide_package(monkeypatch, "tifffile")
+    assert "pip install tifffile" in refusal(path)
+
+
+def test_without_tifffile_many_bands_are_still_counted(tmp_path, monkeypatch):
+    hide_package(monkeypatch, "tifffile")
+    path = save_tiff16_by_hand(tmp_path / "a.tif", (scene(bands=6) * 4000).astype(np.uint16))
+    assert "6 bands of 16-bit" in refusal(path)
+    assert "pip install tifffile" in refusal(path, bands=(4, 3, 2))
+
+
+@needs_tifffile
+def test_a_missing_decoder_names_imagecodecs(tmp_path, monkeypatch):
+    path = save_tiff16_by_hand(tmp_path / "a.tif", (scene() * 4000).astype(np.uint16))
+
+    def gather(*_):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tiff, "gather_segments", gather)
+    assert "pip install imagecodecs" in refusal(path)
+
+
+@pytest.fixture
+def small_is_large(monkeypatch):
+    reduce_from_1000_pixels(monkeypatch)
+
+
+@pytest.mark.usefixtures("small_is_large")
+def test_without_tifffile_a_large_tiff_is_reduced_after_decoding(tmp_path, monkeypatch):
+    hide_package(monkeypatch, "tifffile")
+    truth = block_means(BYTES, 3)
+    assert np.abs(shown(save(tmp_path / "a.tif", BYTES)) - truth).max() <= 1
+
+
+# ---- broken and large files ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("kept", [0.01, 0.3, 0.95])
+@pytest.mark.parametrize("options", LAYOUTS[:4], ids=str)
+def test_a_truncated_deep_tiff_is_named(tmp_path, options, kept):
+    truth = np.random.default_rng(0).integers(0, 9999, (90, 70, 3), dtype=np.uint16)
+    path = save_tiff(tmp_path / "a.tif", truth, photometric="rgb", **options)
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * kept)])
+    assert "is the file complete?" in refusal(path)
+
+
+@pytest.mark.usefixtures("small_is_large")
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_a_large_deep_tiff_is_reduced_by_means_of_what_has_a_value(tmp_path, options, planar):
+    truth = (scene() * 3000 + 100).astype(np.float32)
+    stored = truth.copy()
+    stored[3, 3] = np.nan                       # one of nine: the block's mean goes on
+    stored[9:15, 9:15] = np.nan
+    stored = stored if planar == "contig" else np.moveaxis(stored, -1, 0)
+    path = save_tiff(tmp_path / "a.tif", stored, photometric="rgb", planarconfig=planar, **options)
+    picture = read_picture(path)
+    assert picture.size == (53, 37) and picture.image.size == (18, 13)
+    assert picture.note.endswith("reduced 3 times while reading")
+    values, small = np.array(picture.image), block_means(truth, 3)
+    assert values[3:5, 3:5].max() == 0
+    values[3:5, 3:5] = small[3:5, 3:5] = 0
+    assert correlation(values, small) > 0.98
+
+
+PEAK = """
+import resource, sys
+from support.images.read import read_picture
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+picture = read_picture(sys.argv[1])
+print(picture.size, picture.image.size, picture.image.getpixel((100, 100)),
+      (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_81_million_pixels_are_read_in_bounded_memory(tmp_path):
+    truth = np.full((9000, 9000), 77, np.uint8)
+    path = save_tiff(tmp_path / "a.tif", truth, compression="zlib", rowsperstrip=100)
+    done = subprocess.run([sys.executable, "-c", PEAK, path], cwd=ROOT, capture_output=True,
+                          text=True, check=True)
+    *found, peak = done.stdout.split()
+    assert " ".join(found) == "(9000, 9000) (4500, 4500) (77, 77, 77)"
+    assert int(peak) < 260                      # 4500 x 4500 RGB, 4 bytes a pixel, three times
