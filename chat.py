@@ -24,6 +24,7 @@ from support.images.common import parse_bands
 from support.inference.cuda_graphs import accelerate_decoding
 from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
 from support.terminal.display import (
+    check_target,
     discard_output,
     eprint,
     is_interactive,
@@ -92,6 +93,8 @@ class ChatConfig:
     # --- output ---
     save: Path | None = option(None, "at the end, write the picture with the last answer's boxes "
         "to this file, or the conversation if it ends in .json", type=Path, metavar="FILE")
+    overwrite: bool = option(False, "let --save and /save write over a file that exists; a picture "
+        "that is shown is never written over")
     json: bool = option(False, "print one JSON object a line: question, answer, boxes in pixels")
     preview: bool | None = option(None, "show pictures in the terminal, as half-block characters",
                                   type=bool, default_text="on where it has 24-bit color")
@@ -283,7 +286,9 @@ def main(argv: list[str] | None = None) -> int:
     config = parse_args(argv)
     prepare_streams()
     for question in config.prompt:
-        task_of(question)                       # report an unknown task before reading the model
+        task_of(question.strip())               # report an unknown task before reading the model
+    if config.save:
+        check_target(config.save, config.images, config.overwrite)
     device = find_device(config.device)
     model = SkyEyeGPT.from_pretrained(config.model, device, DTYPES[config.dtype], config.bits)
     if not config.compile:                      # the compiler arranges weights in its own way
@@ -304,7 +309,8 @@ def main(argv: list[str] | None = None) -> int:
                      config.frames, config.free),
         interactive,
         preview=supports_color() if config.preview is None else config.preview,
-        auto_task=interactive if config.auto_task is None else config.auto_task)
+        auto_task=interactive if config.auto_task is None else config.auto_task,
+        overwrite=config.overwrite)
 
     # 3 the loop: read a line, obey a command or ask a question, print the answer and its boxes
     exit_code = 0
@@ -334,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
             if config.json:
                 print_json_error(line, error)
     if config.save:
-        session.conversation.save(config.save)
+        session.save(config.save)
     return exit_code
 
 

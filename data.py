@@ -99,7 +99,7 @@ def load_images(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: 
     try:
         for path in paths:
             if is_clip(path):
-                found += [Picture(frame, frame.size, "") for frame in read_clip(path, frames)]
+                found += read_clip(path, frames)
             else:
                 found.append(read_picture(path, tuple(bands), min_side))
     except PictureError as error:
@@ -175,6 +175,38 @@ BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4)
 PHRASE = re.compile(r"<p>(.*?)</p>")
 
 
+NUMBER = r"<\s*-?\d{1,9}(?:\.\d{0,20})?\s*>\s*"
+LOOSE_BOX = re.compile(r"\{\s*" + NUMBER * 4 + r"(?:\||\})", re.ASCII)
+
+
+def describe_text_boxes(text: str) -> str:
+    """What a text holds that looks like a box and is none, for a note; "" where there is none."""
+    for match in LOOSE_BOX.finditer(text):
+        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d*)?", match[0])][:4]
+        fits = BOX.match(text, match.start()) and max(numbers) <= 100
+        if not fits:
+            thousandths = "." not in match[0] and 100 < max(numbers) <= 1000 and min(numbers) >= 0
+            fractions = "." in match[0] and max(numbers) <= 1 and min(numbers) >= 0
+            kind = "thousandths" if thousandths else "fractions" if fractions else "other numbers"
+            return f"{match[0][:60]}: {kind}; a box has whole hundredths, 0 to 100"
+    return ""
+
+
+def find_phrases(text: str) -> list[tuple[int, str]]:
+    """Where each <p>..</p> on one line ends, and what it holds; linear in the text's length."""
+    found, start = [], 0
+    for line in text.split("\n"):
+        opened = line.find("<p>")
+        while opened >= 0:
+            closed = line.find("</p>", opened + 3)
+            if closed < 0:
+                break
+            found.append((start + closed + 4, line[opened + 3:closed]))
+            opened = line.find("<p>", closed + 4)
+        start += len(line) + 1
+    return found
+
+
 def find_boxes(text: str) -> list[re.Match]:
     """The matches of BOX in a text; what has a number over 100 is no box."""
     return [match for match in BOX.finditer(text) if max(map(int, match.groups()[:4])) <= 100]
@@ -192,20 +224,27 @@ def clamp(value: float, high: float) -> float:
     return min(max(value, 0), high)
 
 
-def encode_box(box: Box, width: int, height: int, pad: bool = False) -> str:
-    """Pixels -> `{<x1><y1><x2><y2>}`, 0 to 100, cut off and not rounded, as upstream writes.
-
-    Corners are sorted and moved into the image. ValueError: no part of the box is in it.
-    """
+def normalize_box(box: Box, width: int, height: int) -> Box:
+    """Corners sorted and moved into the image. ValueError: no part of the box is in it."""
     x1, y1, x2, y2 = box
     inside = (min(x1, x2) <= width and min(y1, y2) <= height
               and max(x1, x2) >= 0 and max(y1, y2) >= 0)            # False also for a NaN
     if not inside:
         raise ValueError(f"the box {box} is not in a picture of {width} x {height}")
+    x1, x2 = sorted(clamp(x, width) for x in (x1, x2))
+    y1, y2 = sorted(clamp(y, height) for y in (y1, y2))
+    return x1, y1, x2, y2
+
+
+def encode_box(box: Box, width: int, height: int, pad: bool = False) -> str:
+    """Pixels -> `{<x1><y1><x2><y2>}`, 0 to 100, cut off and not rounded, as upstream writes.
+
+    Corners are sorted and moved into the image. ValueError: no part of the box is in it.
+    """
+    x1, y1, x2, y2 = normalize_box(box, width, height)
     left, top, w, h = coordinate_frame(width, height, pad)
-    x1, x2 = sorted((clamp(x, width) - left) / w for x in (x1, x2))
-    y1, y2 = sorted((clamp(y, height) - top) / h for y in (y1, y2))
-    return "{" + "".join(f"<{int(100 * v)}>" for v in (x1, y1, x2, y2)) + "}"
+    sides = ((x1 - left) / w, (y1 - top) / h, (x2 - left) / w, (y2 - top) / h)
+    return "{" + "".join(f"<{int(100 * side)}>" for side in sides) + "}"
 
 
 def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: bool = False
@@ -218,6 +257,7 @@ def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: b
     """
     left, top, w, h = coordinate_frame(width, height, pad)
     found = []
+    phrases, next_phrase, phrase = find_phrases(text), 0, ""
     for match in find_boxes(text):
         bins = [int(number) for number in match.groups()[:4]]
         x1, y1, x2, y2 = (q / 100 if corner else min(q + 0.5, 100) / 100 for q in bins)
@@ -225,8 +265,9 @@ def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: b
         x1, y1, x2, y2 = upright_box(box, int(match[5] or 0))
         box = (clamp(x1 + left, width), clamp(y1 + top, height),
                clamp(x2 + left, width), clamp(y2 + top, height))
-        phrases = PHRASE.findall(text[:match.start()])
-        found.append((phrases[-1].strip() if phrases else "", box))
+        while next_phrase < len(phrases) and phrases[next_phrase][0] <= match.start():
+            phrase, next_phrase = phrases[next_phrase][1], next_phrase + 1
+        found.append((phrase.strip(), box))
     return found
 
 
@@ -302,7 +343,7 @@ CLEANED_TASKS = ("caption", "video", "vqa", "refer")        # upstream cleans th
 def clean_text(text: str, max_words: int = 50) -> str:
     """Upstream's blip_caption: lower case, no punctuation but ? and comma, at most 50 words."""
     text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
-    text = re.sub(r" {2,}", " ", text).rstrip("\n").strip(" ")
+    text = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
     return " ".join(text.split(" ")[:max_words])
 
 
@@ -319,9 +360,11 @@ def apply_templates(sample: Sample, size: tuple[int, int],
         boxes.sort(key=lambda box: augmentation.transform_box(box, *size)[0])
     pad = PROMPTS[style].pad
     turns = []
-    for question, answer in sample.turns:
+    for number, (question, answer) in enumerate(sample.turns):
         if sample.task in CLEANED_TASKS:
             question, answer = clean_text(question), clean_text(answer)
+        if style == "minigpt_v2" and sample.task == "conversation" and number == 0:
+            question = question.replace("\n", "")       # upstream, in the first question alone
         asked, answered = question.count("<bbox>"), answer.count("<bbox>")
         question = write_boxes(question, boxes[:asked], *size, augmentation, pad)
         answer = write_boxes(answer, boxes[asked:asked + answered], *size, augmentation, pad)
@@ -490,7 +533,10 @@ class PackedDataset(torch.utils.data.Dataset):
         rng = random.Random(f"{self.seed} {epoch} {row}")
         augmentation = draw_augmentation(samples, rng) if self.augment else NO_AUGMENTATION
         # A JPEG may be decoded at an eighth to a half of its size, if twice what is needed remains.
-        pictures = load_images(samples[0].images, self.bands, self.frames, 2 * self.image_size)
+        try:
+            pictures = load_images(samples[0].images, self.bands, self.frames, 2 * self.image_size)
+        except DataError as error:
+            raise DataError(f"{samples[0].source}: {error}") from None
         size = pictures[0].size if pictures else (1, 1)
         turns = [self.turns(sample, size, augmentation, rng) for sample in samples]
         images = [preprocess(picture.image, self.image_size, augmentation, self.style)

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby, islice
@@ -36,7 +37,15 @@ from data import (
 )
 from examples.miniworld import WORLD, ensure_world
 from projector import DTYPES, SkyEyeConfig, SkyEyeGPT
-from support.common import UserError, find_device, is_out_of_memory, option, parse_config
+from support.common import (
+    FolderLock,
+    UserError,
+    find_device,
+    in_range,
+    is_out_of_memory,
+    option,
+    parse_config,
+)
 from support.evaluation.benchmarks import (
     BENCHMARKS,
     Job,
@@ -44,7 +53,20 @@ from support.evaluation.benchmarks import (
     count_rows,
     plan_jobs,
 )
-from support.evaluation.report import TaskResult, draw_sheet, write_report
+from support.evaluation.report import (
+    TaskResult,
+    check_output,
+    check_sheet,
+    draw_sheet,
+    write_report,
+)
+from support.evaluation.rows import (
+    draw_rows,
+    find_pictures,
+    names_base,
+    portable_row,
+    scorable_samples,
+)
 from support.evaluation.runs import (
     begin_run,
     gather_predictions,
@@ -53,13 +75,15 @@ from support.evaluation.runs import (
     load_ahead,
     load_predictions,
     make_batches,
+    output_errors,
     provenance,
+    read_jsonl,
     read_record,
 )
 from support.images.common import parse_bands
 from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
 from support.metrics.answers import answer_candidates
-from support.metrics.boxes import CONVENTIONS
+from support.metrics.boxes import CONVENTIONS, LOCATED_TASKS
 from support.metrics.captions import caption_scores as caption_scores  # for those who import eval
 from support.metrics.figures import error_score, task_details, task_figures
 from support.metrics.statistics import ScoringOptions
@@ -100,31 +124,42 @@ class EvalConfig:
     format: str = option("", f"layout of the data: {' '.join(FORMATS)}; empty: recognize it")
     tasks: tuple[str, ...] = option(tuple(EVAL_PROMPTS), "tasks to evaluate",
                                     choices=tuple(EVAL_PROMPTS))
-    limit: int = option(0, "evaluate only this many rows of each task; 0: all")
+    limit: int = option(0, "evaluate only this many rows of each task, drawn at random over all of "
+                        "its classes and types of questions; 0: all", type=in_range(int, 0))
+    seed: int = option(42, "seed of the rows that --limit draws")
+    skip_bad: bool = option(False, "leave out and count rows whose truth cannot be scored, instead "
+                            "of refusing them")
     bands: tuple[int, ...] = option((), "bands to use as red, green and blue, counted from 1, of "
                                     "pictures with more than three, such as 4,3,2",
                                     type=parse_bands, nargs=None, metavar="R,G,B")
-    frames: int = option(8, "number of frames to use of a clip; 1: as in the paper")
+    frames: int = option(8, "number of frames to use of a clip; 1: as in the paper",
+                         type=in_range(int, 1))
     # --- answers ---
     prompt: str = option("", "ask with this prompt instead of the task's own; {} is the question")
+    raw_questions: bool = option(False, "ask questions and expressions as they are, as upstream's "
+                                 "evaluation does, not cleaned as in training")
     rank: bool = option(False, "where the possible answers are known (classes; yes and no), choose "
                         "the most probable of them instead of generating text")
     well_formed: bool = option(False, "constrain the generated tokens so that boxes are complete")
     batch_size: int = option(64, "questions answered at a time; if a picture has more, it is "
-                             "encoded again for each batch")
+                             "encoded again for each batch", type=in_range(int, 1))
     # --- output ---
     output_dir: Path | None = option(None, "folder for answers and scores; with several benchmarks "
                                      "each gets a folder in it", type=Path, metavar="FOLDER",
-                                     default_text="out/eval; beside the file with --score")
+                                     default_text="out/eval; none with --score")
     fresh: bool = option(False, "delete the answers of an earlier run instead of continuing it")
     sheet: Path | None = option(None, "write a picture of the worst answers and of random ones to "
                                 "this file", type=Path, metavar="FILE")
+    overwrite: bool = option(False, "let --sheet write over a file that exists")
     # --- scores ---
     score: Path | None = option(None, "score this predictions.jsonl, ours or another system's, "
                                 "without running a model", type=Path, metavar="FILE")
     convention: str = option("both", "how IoU is computed; upstream: with a pixel more a side, and "
-                             "a box is right above a threshold, not at it",
-                             choices=(*CONVENTIONS, "both"))
+                             "a box is right above a threshold, not at it; upstream_reading: that, "
+                             "and an answer is read as upstream reads it; both: the first two",
+                             choices=(*CONVENTIONS, "both", "all"))
+    normalize: bool = option(False, "compare answers to questions as the VQA v2 evaluation does: "
+                             "without articles and punctuation, number words as digits")
     count_ranges: bool = option(False, "compare counts and areas in RSVQA's ranges")
     corner: bool = option(False, "read a number of a box as upstream does, as the lower edge of "
                           "its bin instead of the middle")
@@ -167,11 +202,13 @@ def split_turns(conversation: Sample, task: str) -> Iterator[Sample]:
 
 
 def choose_rows(samples: Sequence[Sample], config: EvalConfig) -> list[int]:
-    """The numbers of the samples to ask about: the first --limit of each of --tasks."""
+    """The numbers of the samples to ask about: of each of --tasks all, or --limit of them."""
     chosen = []
-    for task in config.tasks:
+    for task in dict.fromkeys(config.tasks):
         numbers = [i for i, sample in enumerate(samples) if sample.task == task]
-        chosen += numbers[:config.limit or None]
+        if 0 < config.limit < len(numbers):
+            numbers = draw_rows(samples, numbers, config.limit, config.seed)
+        chosen += numbers
     return chosen
 
 
@@ -218,7 +255,8 @@ def make_group(numbers: list[int], samples: list[Sample], size: tuple[int, int],
     template = config.prompt or EVAL_PROMPTS[samples[0].task][0]
     questions, prompts = [], []
     for sample in samples:
-        question = write_question(sample, template, size, model_config.prompt)
+        question = write_question(sample, template, size, model_config.prompt,
+                                  config.raw_questions)
         ids, _, prefix_len = encode_conversation(
             tokenizer, [(question, None)], model_config.visual_tokens, len(images),
             model_config.prompt)
@@ -230,10 +268,12 @@ def make_group(numbers: list[int], samples: list[Sample], size: tuple[int, int],
     return Group(numbers, size, images, questions, prompts, prefix_len)
 
 
-def write_question(sample: Sample, template: str, size: tuple[int, int], style: str) -> str:
-    """The question cleaned as in training, put into the template, boxes as text. DataError."""
+def write_question(sample: Sample, template: str, size: tuple[int, int], style: str,
+                   raw: bool = False) -> str:
+    """The question, unless `raw` cleaned as in training, put into the template, boxes as text.
+    DataError."""
     question, answer = sample.turns[0]
-    if sample.task in CLEANED_TASKS:
+    if sample.task in CLEANED_TASKS and not raw:
         question = clean_text(question)
     text = template.replace("{}", question)
     try:
@@ -319,8 +359,14 @@ def run(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
     """
     # 1. Which rows have no answer yet
     record = {"benchmark": job.benchmark, "split": job.split} | record
-    rows = choose_rows(samples, config)
+    scorable, left_out = scorable_samples(samples, config.skip_bad)
+    if left_out:
+        record |= {"left_out": left_out}
+    rows = [scorable[i] for i in choose_rows([samples[i] for i in scorable], config)]
     answered = begin_run(job.folder, record | {"data": hash_samples(samples)}, config.fresh, rank)
+    if other := answered - set(rows):
+        raise UserError(f"{job.folder}: holds answers of rows that are not asked for, as row "
+                        f"{min(other)}; --fresh deletes them")
     pending = [i for i in rows if i not in answered]
 
     # 2. Batches: questions of one task with the same candidates, those about a picture together
@@ -336,7 +382,9 @@ def run(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
 
     # 3. Answers, written as they come
     name = "predictions.jsonl" if world_size == 1 else f"predictions.rank{rank}.jsonl"
-    with open(job.folder / name, "a", encoding="utf-8") as file, tqdm(
+    base = names_base(job.places)
+    with output_errors(job.folder / name), open(
+            job.folder / name, "a", encoding="utf-8") as file, tqdm(
             total=sum(map(len, shard)), unit="row", desc=job.name, disable=rank > 0 or None) as bar:
         for groups in batches:
             task, choices = kinds[groups[0].numbers[0]]
@@ -346,7 +394,7 @@ def run(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
                 answers = answer_groups(model, tokenizer, groups, EVAL_PROMPTS[task][1],
                                         config.device, grammar)
             for row in prediction_rows(samples, groups, answers, model.config.prompt):
-                print(json.dumps(row), file=file, flush=True)
+                print(json.dumps(portable_row(row, base)), file=file, flush=True)
                 bar.update()
     wait_for_all()
     if rank == 0 and len(gather_predictions(job.folder)) != len(rows):
@@ -360,10 +408,13 @@ def prediction_rows(samples: Sequence[Sample], groups: list[Group], answers: Ite
     for group in groups:
         for number, question in zip(group.numbers, group.questions, strict=True):
             sample = samples[number]
+            boxes = sample.boxes                    # of a located task those of the truth alone
+            if sample.task in LOCATED_TASKS:
+                boxes = boxes[sample.turns[0][0].count("<bbox>"):]
             yield {"row": number, "source": sample.source, "image": list(sample.images),
                    "task": sample.task, "type": sample.kind, "size": group.size,
                    "question": question, "pad": PROMPTS[style].pad, "answer": next(remaining),
-                   "boxes": sample.boxes,
+                   "boxes": boxes,
                    "references": list(sample.references or (sample.turns[0][1],))}
 
 
@@ -373,10 +424,15 @@ def run_record(config: EvalConfig) -> dict:
     if config.well_formed:
         decoding += ", boxes well-formed"
     all_tasks = len(config.tasks) == len(EVAL_PROMPTS)
+    more = {}                       # what older runs do not have: only where it is in use
+    if config.limit:
+        more["sample"] = f"drawn with seed {config.seed} over classes and types"
+    if config.raw_questions:
+        more["questions"] = "raw"
     return provenance(
         Path(config.model), config.device, limit=config.limit or None, prompt=config.prompt,
         tasks="" if all_tasks else " ".join(config.tasks), bands=",".join(map(str, config.bands)),
-        frames=config.frames, decoding=decoding, dtype=config.dtype, bits=config.bits)
+        frames=config.frames, decoding=decoding, dtype=config.dtype, bits=config.bits, **more)
 
 
 # ---- scores --------------------------------------------------------------------------------------
@@ -389,25 +445,40 @@ def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
         benchmark = config.benchmark
     split = record.get("split", config.split) or "test"
     definition = BENCHMARKS.get(benchmark)
-    rows = load_predictions(file, definition.task if definition else "")
+    rows = load_predictions(file, definition.task if definition else "", config.skip_bad)
+    left_out = record.get("left_out", 0)
+    if config.skip_bad and not left_out:
+        left_out = len(read_jsonl(file)) - len(rows)
+    base = names_base(config.data)
+    rows = [portable_row(row, base) for row in rows]        # also of runs that wrote whole paths
     if config.corner:
         rows = [row | {"corner": True} for row in rows]
     options = ScoringOptions(convention=config.convention, count_ranges=config.count_ranges,
-                             types=definition.types if definition else ())
+                             types=definition.types if definition else (),
+                             normalize=config.normalize)
     results = []
     for task in EVAL_PROMPTS:
         own = [row for row in rows if row["task"] == task]
         if not own:
             continue
-        remark = compare_counts(benchmark, split, count_rows(own))
+        remarks = [compare_counts(benchmark, split, count_rows(own))]
         if record.get("limit"):
-            remark = f"only the first {record['limit']:,} rows"
+            drawn = record.get("sample")
+            remarks = [f"only {record['limit']:,} rows, {drawn}" if drawn else
+                       f"only the first {record['limit']:,} rows"]
+        if config.normalize and task == "vqa":
+            remarks.append("answers compared as the VQA v2 evaluation does (--normalize)")
+        if left_out and task in LOCATED_TASKS:
+            remarks.append(f"{left_out:,} rows left out: no box can be read in their truth")
         results.append(TaskResult(
             benchmark, split, task, rows=len(own), figures=task_figures(task, own, options),
-            details=task_details(task, own, options), remarks=[remark] if remark else []))
+            details=task_details(task, own, options), remarks=[*filter(None, remarks)]))
     if config.sheet:
         errors = [error_score(row, options) for row in rows]
-        draw_sheet(rows, errors, config.bands).save(config.sheet)
+        folders = (".", base, *file.absolute().parents)
+        shown = [row | {"image": find_pictures(row["image"], folders)} for row in rows]
+        with output_errors(config.sheet):
+            draw_sheet(shown, errors, config.bands).save(config.sheet)
     return results, record
 
 
@@ -415,9 +486,13 @@ def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse_args(argv)
+    if config.sheet and config.benchmark != "all":
+        check_sheet(config.sheet, config.overwrite)
     if config.score:                            # needs no model
+        if config.output_dir:
+            check_output(config.output_dir)
         results, record = score(config.score, config)
-        print(write_report(config.output_dir or config.score.parent, results, record))
+        print(write_report(config.output_dir, results, record))
         return
 
     # 1. Processes and device
@@ -433,6 +508,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs, missing = plan_jobs(config.benchmark, config.split, config.data, config.output_dir)
     if missing and rank == 0:
         print(f"not in {config.data[0]}: {', '.join(missing)}", file=sys.stderr)
+    for folder in {job.folder for job in jobs} if rank == 0 else ():
+        check_output(folder)
 
     # 3. Model
     model = SkyEyeGPT.from_pretrained(config.model, config.device, DTYPES[config.dtype],
@@ -446,15 +523,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     for job in jobs:
         try:
             samples = read_questions(job, config.format)
-        except DataError as error:              # the other benchmarks are still evaluated
+            scorable_samples(samples, config.skip_bad)
+        except UserError as error:              # the other benchmarks are still evaluated
             errors.append(f"{job.name}: {error}" if len(jobs) > 1 else str(error))
             continue
-        run(job, samples, record, model, tokenizer, config, rank, world_size)
-        if rank == 0:
-            results, job_record = score(job.folder / "predictions.jsonl",
-                                        replace(config, sheet=sheet_of(job, jobs, config)))
-            print(write_report(job.folder, results, job_record))
-            all_results += results
+        with FolderLock(job.folder) if rank == 0 else nullcontext():
+            run(job, samples, record, model, tokenizer, config, rank, world_size)
+            if rank == 0:
+                results, job_record = score(job.folder / "predictions.jsonl", replace(
+                    config, sheet=sheet_of(job, jobs, config), data=job.places))
+                print(write_report(job.folder, results, job_record))
+                all_results += results
 
     # 5. All of them in one file too
     if rank == 0 and len(jobs) > 1 and all_results:
@@ -486,6 +565,9 @@ if __name__ == "__main__":
         sys.exit(130)
     except UserError as error:
         print(f"eval.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:                    # a disk that is full, a folder that is read-only
+        print(f"eval.py: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -14,7 +14,6 @@ https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/minigpt_v2
 
 Shapes: B rows, T tokens, P patches, N visual tokens of an image, D width, V vocabulary.
 """
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +27,15 @@ import llama
 import vit
 from llama import KVCache, Llama, LlamaConfig, hidden_states_at, packed_mask
 from lora import LoRAConfig, add_lora, merge_lora
-from support.checkpoints.files import ModelError, in_memory, load_strict, write_json, write_shards
-from support.checkpoints.load import read_folder
+from support.checkpoints.files import (
+    ModelError,
+    in_memory,
+    load_strict,
+    read_json,
+    write_json,
+    write_shards,
+)
+from support.checkpoints.load import check_sizes, read_folder
 from support.checkpoints.names import is_adapter_name
 from support.common import UserError
 from support.inference.generation import generate, generate_batch
@@ -59,6 +65,7 @@ class SkyEyeConfig:
         TypeError or KeyError on an entry that is not one of ours.
         """
         entries = rename(entries, {"joined": "patches_per_token"})
+        entries.pop("files", None)              # for support.checkpoints.load alone
         vit = rename(entries["vit"], {"mlp": "mlp_width", "clip": "variant"})
         if isinstance(vit.get("variant"), bool):
             vit["variant"] = "clip" if vit["variant"] else "eva"
@@ -218,9 +225,11 @@ class SkyEyeGPT(nn.Module):
         """
         state = state or self.state_dict()
         tensors = {k: v for k, v in state.items() if not base or is_adapter_name(k)}
-        write_shards(Path(folder), "adapter" if base else "model", in_memory(tensors), dtype)
+        files = write_shards(Path(folder), "adapter" if base else "model", in_memory(tensors),
+                             dtype)
         base = str(Path(base).resolve()) if base else ""
-        write_json(Path(folder) / "config.json", asdict(self.config) | {"base": base})
+        write_json(Path(folder) / "config.json",
+                   asdict(self.config) | {"base": base, "files": files})
 
     def merge(self) -> None:
         """Fold the LoRA into the base weights."""
@@ -251,8 +260,10 @@ def read_config(folder: Path) -> SkyEyeConfig:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; a model folder holds config.json, "
                          "*.safetensors and tokenizer.model")
+    entries = read_json(path)
+    check_sizes(path, entries)
     try:
-        return SkyEyeConfig.from_dict(json.loads(path.read_text()))
+        return SkyEyeConfig.from_dict(entries)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{path}: not a SkyEyeGPT configuration ({error})") from None
 

@@ -38,9 +38,8 @@ from support.common import (
 from support.images.common import parse_bands
 from support.readers import FORMATS, parse_ratios, read_data
 from support.readers.common import DataError, SampleTable
-from support.training import checkpoints
+from support.training import checkpoints, runs
 from support.training.distributed import (
-    BatchSchedule,
     any_process,
     check_shardable,
     finish_processes,
@@ -64,6 +63,7 @@ from support.training.log import (
     print_summary,
     warn_if_untrained,
 )
+from support.training.rows import BatchSchedule
 
 # ---- settings ------------------------------------------------------------------------------------
 
@@ -92,7 +92,8 @@ class TrainConfig:
     augment: bool = option(False, "crop, mirror and rotate pictures where no word forbids it, and "
                            "change their brightness")
     max_tokens: int = option(1024, "longest sample in tokens; a longer one is an error")
-    skip_bad: bool = option(False, "leave out faulty rows and unreadable pictures, and count them")
+    skip_bad: bool = option(False, "leave out faulty rows and unreadable pictures, count them, and "
+                            "name those met in training in log.jsonl; over 10 % end the run")
     # --- model ---
     model: str = option("", "model folder to start from; empty: a new model in stage 1, out/stage1 "
                         "in stage 2")
@@ -142,7 +143,8 @@ class TrainConfig:
                                      "network unless WANDB_MODE=offline", choices=tuple(LOGGERS))
     resume: str = option("", "a checkpoint folder to resume from, or auto: the newest one in "
                          "output_dir")
-    force: bool = option(False, "resume even if settings have changed")
+    force: bool = option(False, "resume even if settings, data or weights have changed")
+    overwrite: bool = option(False, "replace another run's checkpoints and result in output_dir")
 
 
 SMALL_WIDTH = 1024              # a language model narrower than this is small
@@ -252,8 +254,11 @@ def is_trained(name: str, config: TrainConfig) -> bool:
 # ---- data ----------------------------------------------------------------------------------------
 
 def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
-                  ratios: Sequence[float]) -> PackedDataset:
-    """ratios: of each data set, as parse_ratios gives them; () for every row once."""
+                  ratios: Sequence[float]) -> tuple[PackedDataset, list[SampleTable]]:
+    """-> the rows, and the samples of each data set.
+
+    ratios: of each data set, as parse_ratios gives them; () for every row once.
+    """
     if get_rank() == 0:
         ensure_world(config.data)
     wait_for_all()
@@ -266,13 +271,14 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
     if skipped and get_rank() == 0:
         print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     shares = zip(map(len, data_sets), ratios, strict=True) if ratios else ()
-    return PackedDataset(
+    dataset = PackedDataset(
         samples, tokenizer, image_size=model.config.vit.image_size,
         visual_tokens=model.config.visual_tokens, style=model.config.prompt,
         questions_per_row=config.questions_per_image, augment=config.augment, seed=config.seed,
         max_tokens=config.max_tokens, ratios=list(shares),
         bucket_size=config.batch_size * config.grad_accum * get_world_size(),
         bands=config.bands, frames=config.frames)
+    return dataset, data_sets
 
 
 # ---- optimizer -----------------------------------------------------------------------------------
@@ -361,14 +367,22 @@ def pick_dtype(config: TrainConfig, device: str) -> torch.dtype:
 
 def train(config: TrainConfig) -> int:
     """-> the exit code: 0; 130 or 143 where a signal ended the run, after a checkpoint."""
-    # 1. Processes and devices
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    runs.check_places(config.output_dir, config.model)
+    with runs.lock_folder(Path(config.output_dir), rank):
+        return run(config, rank, world_size)
+
+
+def run(config: TrainConfig, rank: int, world_size: int) -> int:
+    # 1. Processes and devices
     device = pick_device(config)
     dtype = pick_dtype(config, device)
     if config.shard:
         check_shardable(world_size, device, dtype, config.bits)
     ratios = parse_ratios(config.ratio, config.data)
     out = Path(config.output_dir)
+    if not config.resume and rank == 0:
+        runs.refuse_other_run(out, checkpoints.checkpoint_folders(out), None, config.overwrite)
     settings = dataclasses.asdict(config)
     loggers = open_loggers(config.log_to, out, settings) if rank == 0 else []
     start_processes(device, world_size)
@@ -381,15 +395,17 @@ def train(config: TrainConfig) -> int:
     parallel_model.train()
 
     # 3. Data
-    dataset = build_dataset(config, model, tokenizer, ratios)
+    dataset, data_sets = build_dataset(config, model, tokenizer, ratios)
     schedule = BatchSchedule(dataset, config.batch_size, config.grad_accum, config.max_steps, rank,
-                             world_size)
+                             world_size, config.skip_bad, device)
+    sources = runs.describe_sources(data_sets, config.model, checkpoints.tokenizer_file(settings),
+                                    world_size)
 
     # 4. Optimizer, state, resume
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    state = checkpoints.TrainState(model, optimizer, scaler, settings)
-    start = checkpoints.resume(state) if config.resume else 0
+    state = checkpoints.TrainState(model, optimizer, scaler, settings, sources)
+    start = checkpoints.begin(state)
     if rank == 0:
         print_summary(model, dataset, config.stage, config.tune, device, dtype)
     log = Logger(out / "log.jsonl", model, tune=config.tune, train_vit=config.train_vit,
@@ -401,23 +417,28 @@ def train(config: TrainConfig) -> int:
     last_checkpoint = None
     interrupted = False
     with GracefulStop(quiet=rank > 0) as stop, tqdm(
-            total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None) as bar:
-        for step, batches in enumerate(schedule.batches(start, config.num_workers), start + 1):
+            total=config.max_steps, initial=start, unit="step", disable=rank > 0 or None
+            ) as bar, checkpoints.saved_on_error(state):
+        rows = schedule.steps(start, config.num_workers)
+        for step, (batches, left_out) in enumerate(rows, start + 1):
             torch.manual_seed(config.seed + step * world_size + rank)   # dropout; also when resumed
             lr = learning_rate(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             loss, norm, skipped = train_step(parallel_model, batches, optimizer, scaler, config)
+            state.step = step
             if step == 1 and config.model:
                 warn_if_untrained(loss, model)
             bar.update()
             bar.set_postfix_str(log.add(
                 step, loss=loss, lr=lr, norm=norm, batches=batches,
-                skipped_rows=schedule.sources(step) if skipped else ()))
+                skipped_rows=schedule.sources(step) if skipped else (), left_out=left_out))
             last = step == config.max_steps
             interrupted = any_process(stop.signal > 0, device) and not last
-            if interrupted or (step % config.save_steps == 0 and not last):
+            if interrupted:
                 last_checkpoint = checkpoints.save(state, step)
+            elif step % config.save_steps == 0 and not last:
+                last_checkpoint = checkpoints.try_save(state, last_checkpoint)
             nan_guard.check(step, skipped, last_checkpoint)
             if interrupted:
                 break
@@ -426,6 +447,9 @@ def train(config: TrainConfig) -> int:
     finish_processes()
     if rank == 0:
         print(f"saved {saved}", file=sys.stderr)
+        if log.left_out:
+            print(f"{log.left_out:,} faulty rows were left out; {out / 'log.jsonl'} names them",
+                  file=sys.stderr)
         if not interrupted:
             plot_loss(out / "log.jsonl", out / "loss.png")
     return (stop.code or 143) if interrupted else 0     # 143: another process got the signal
@@ -443,7 +467,8 @@ def main() -> int:
             line = f"--compile: {str(error).splitlines()[0]}"
         else:
             raise
-    print(f"train.py: {line}", file=sys.stderr)
+    if line:                                    # "": another process says it
+        print(f"train.py: {line}", file=sys.stderr)
     return 2
 
 

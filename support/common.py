@@ -4,6 +4,8 @@ Nothing here imports another file of the project.
 """
 import argparse
 import dataclasses
+import errno
+import fcntl
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import platform
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -111,12 +114,99 @@ def setting_text(value: object) -> str:
 
 # ---- files ---------------------------------------------------------------------------------------
 
-def read_json(file: Path):
-    """UserError where it is not JSON; OSError where it cannot be opened."""
+MAX_JSON_DEPTH = 100            # lists and objects inside each other; real files have about five
+
+
+def read_bytes(file: Path) -> bytes:
+    """UserError where it is a pipe, a device or a folder, which is never opened; OSError."""
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: not a file, but a folder, a pipe or a device")
+    return file.read_bytes()
+
+
+def read_text(file: Path) -> str:
+    """UTF-8, with a byte-order mark or without, line breaks as they are. UserError where it is in
+    another encoding or no regular file; OSError where it cannot be opened."""
+    content = read_bytes(file)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        encodings = "UTF-16" if is_utf_16 else "WINDOWS-1252 or GBK"
+        raise UserError(f"{file}: line {line} is not UTF-8; convert the file from what it was "
+                        f"saved in ({encodings}?), as in: iconv -f {encodings.split()[0]} -t UTF-8"
+                        ) from None
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text file, which end in \\n or \\r\\n and in nothing else: captions may hold
+    U+2028, U+0085 or a form feed."""
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def parse_json(text: str):
+    """ValueError, in one line: it is not JSON, or lists in it are too deep inside each other."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"over {MAX_JSON_DEPTH} lists or objects inside each other") from None
+    except MemoryError:
+        raise ValueError("too large for this machine's memory") from None
+    check_depth(value)
+    return value
+
+
+def check_depth(value: object) -> None:
+    """ValueError: over MAX_JSON_DEPTH lists or objects inside each other."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(MAX_JSON_DEPTH):
+        level = [item for outer in level
+                 for item in (outer.values() if isinstance(outer, dict) else outer)
+                 if isinstance(item, list | dict)]
+        if not level:
+            return
+    raise ValueError(f"over {MAX_JSON_DEPTH} lists or objects inside each other")
+
+
+def read_json(file: Path):
+    """UserError where it is not JSON, or no regular file; OSError where it cannot be opened."""
+    try:
+        return parse_json(read_text(file))
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error})") from None
+
+
+NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+MAX_NAME_SHOWN = 1000               # letters of a name in a message
+
+
+def printable(name: object) -> str:
+    """A file's name, or other foreign text, for a message: on one line, in letters that can be
+    written. The middle of one of over 1,000 letters is left out."""
+    text = NOT_PRINTABLE.sub(lambda match: repr(match[0])[1:-1], str(name))
+    half = MAX_NAME_SHOWN // 2
+    return text if len(text) <= MAX_NAME_SHOWN else f"{text[:half]} .. {text[-half:]}"
+
+
+FILE_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+              stat.S_IFBLK: "a device"}
+
+
+def require_regular_file(path: str | Path) -> None:
+    """To be called before a file is opened: to open or read a FIFO, a device or a socket may never
+    end. UserError: it is one of these, or no file can have this name. OSError: no such file, a
+    folder, or not to be looked at."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:                          # a NUL or a lone surrogate
+        raise UserError(f"{printable(path)}: no file can have this name") from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = FILE_KINDS.get(stat.S_IFMT(mode), "a special file")
+        raise UserError(f"{printable(path)}: {kind}, not a file; it is not opened")
 
 
 def failed_download(head: bytes) -> str:
@@ -131,12 +221,70 @@ def failed_download(head: bytes) -> str:
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name, flush, rename: a reader sees the old file or the new one."""
+    """Write to a temporary name, flush, rename: a reader sees the old file or the new one.
+
+    Whatever writes it, the file gets the permissions of the user's umask.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    permissions = temporary.stat().st_mode
     write(temporary)
+    temporary.chmod(stat.S_IMODE(permissions))
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+# ---- one run a folder ----------------------------------------------------------------------------
+
+class FolderLock:
+    """`with FolderLock(folder):` no other run uses this folder. It is made if it is missing.
+
+    The file run.lock in it names the process and its host. The kernel holds the lock as long as the
+    process lives, however it ends; one that was left behind is told and taken over. UserError:
+    another process holds it, or one of another machine may. OSError: the folder cannot be written.
+    """
+    def __init__(self, folder: Path):
+        self.file, self.descriptor = Path(folder) / "run.lock", -1
+
+    def __enter__(self) -> "FolderLock":
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                self.take_over()
+                if os.path.exists(self.file) and os.path.samestat(
+                        os.fstat(self.descriptor), os.stat(self.file)):
+                    return self
+            except BaseException:
+                os.close(self.descriptor)
+                raise
+            os.close(self.descriptor)           # its owner has just ended and removed the file
+
+    def take_over(self) -> None:
+        held = False
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:                # of a file system without locks the text must do
+            held = error.errno in (errno.EACCES, errno.EAGAIN)
+        owner = printable(os.read(self.descriptor, 500).decode("utf-8", "replace").strip())
+        host = platform.node()
+        if held:
+            raise UserError(f"{self.file.parent}: another run uses it ({owner or 'just begun'}); "
+                            "wait for its end, or name another --output_dir")
+        if owner and not owner.endswith(f" on {host}"):
+            raise UserError(f"{self.file}: a run on another machine may still use the folder "
+                            f"({owner}); delete this file if that run has ended")
+        if owner:
+            print(f"{self.file}: left behind by a run that has ended ({owner}); taken over",
+                  file=sys.stderr)
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"process {os.getpid()} on {host}\n".encode(), 0)
+
+    def __exit__(self, *_) -> None:
+        self.file.unlink(missing_ok=True)
+        os.close(self.descriptor)
 
 
 # ---- signals -------------------------------------------------------------------------------------

@@ -355,7 +355,7 @@ def test_a_reader_that_leaves_ends_it_silently(folder, picture):
     (["{tmp}/text.png"], "text.png: not a picture"),
     (["{picture}", "--prompt", "[juggle] x"], "[juggle]: unknown task"),
     (["{picture}", "--model", "{tmp}"], "config.json: no such file"),
-    (["{picture}", "--model", "{tmp}/broken"], "missing"),
+    (["{picture}", "--model", "{tmp}/broken"], "model.safetensors"),
     (["{picture}", "--device", "juggler"], "--device juggler: "),
 ])
 def test_mistakes_end_with_one_line_and_exit_code_2(args, named, folder, picture, tmp_path):

@@ -13,8 +13,9 @@ import layouts
 import tiny
 from downloads import CLIP, SMALL, llama_model, same, vit_model
 from llama import Llama
+from projector import SkyEyeGPT
 from support.checkpoints.files import ModelError
-from support.checkpoints.load import load_llama, load_vit
+from support.checkpoints.load import load_llama, load_vit, read_folder
 from tiny import LLAMA, VIT
 from vit import resize_positions
 
@@ -121,6 +122,10 @@ def test_llavas_extra_rows_are_cut_off(tmp_path):
 @pytest.mark.parametrize("entries, reason", [
     ({"num_key_value_heads": 1}, "fewer keys"), ({"model_type": "mistral"}, "mistral"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "RoPE"),
+    ({"rope_parameters": [1]}, "rope_parameters"), ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"attention_bias": True}, "attention_bias"), ({"num_hidden_layers": 10 ** 9}, "depth"),
+    ({"hidden_size": [4]}, "width"), ({"vocab_size": 10 ** 400}, "vocab_size"),
     ({"num_hidden_layers": 5}, "missing"),
     ({"hidden_size": 40}, "mis-shaped"),
 ])
@@ -129,6 +134,94 @@ def test_another_architecture_is_refused(tmp_path, entries, reason):
     with pytest.raises(ModelError, match=reason) as caught:
         load_llama(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("entries", [
+    {"rope_scaling": {"rope_type": "default"}}, {"rope_scaling": {"type": "default"}},
+    {"rope_scaling": None}, {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    {"hidden_act": "silu"}])
+def test_rope_that_is_not_scaled_is_plain(tmp_path, entries):
+    layouts.llama_folder(tmp_path, llama_model().state_dict(), LLAMA, 350, **entries)
+    assert same(load_llama(tmp_path), llama_model().state_dict())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_is_the_embedding_need_not_be_in_the_file(tmp_path, tied):
+    tensors = layouts.hf(llama_model().state_dict())
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(
+        layouts.hf_json(LLAMA) | {"tie_word_embeddings": tied}))
+    if not tied:
+        with pytest.raises(ModelError, match="missing: lm_head.weight"):
+            load_llama(tmp_path)
+        return
+    model = load_llama(tmp_path)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+
+
+# ---- a folder of ours ----------------------------------------------------------------------------
+
+def test_a_folder_consists_of_the_files_that_its_config_names(tmp_path):
+    tiny.model_folder(tmp_path)
+    tensors = tiny.skyeye().state_dict()
+    assert json.loads((tmp_path / "config.json").read_text())["files"] == ["model.safetensors"]
+    save_file({"llama_proj.bias": torch.zeros(3)}, tmp_path / "adapter.safetensors")
+    with pytest.raises(ModelError, match="adapter.safetensors is not of this model"):
+        SkyEyeGPT.from_pretrained(tmp_path)
+    (tmp_path / "adapter.safetensors").unlink()
+    assert same(SkyEyeGPT.from_pretrained(tmp_path), tensors)
+
+
+def test_a_folder_of_an_earlier_version_loads_unless_two_files_hold_the_same(tmp_path):
+    tiny.model_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["files"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = tiny.skyeye().state_dict()
+    assert same(SkyEyeGPT.from_pretrained(tmp_path), tensors)
+    save_file({"llama_proj.bias": tensors["llama_proj.bias"]}, tmp_path / "adapter.safetensors")
+    with pytest.raises(ModelError, match="llama_proj.bias, and so does another"):
+        SkyEyeGPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("old, new, word", [
+    ('"depth": 2', '"depth": 1000000000', "depth"), ('"base": ""', '"base": 5', "base"),
+    ('"base": ""', '"base": "../other"', "whose base it is"),
+    ('"width": 50', f'"width": {"9" * 400}', "width"),
+    ('"files": [', '"files": [3, ', "files"), ("{", "[" * 100_000, "JSON")])
+def test_a_config_of_ours_that_makes_no_sense_is_one_line(tmp_path, old, new, word):
+    folder, other = tiny.model_folder(tmp_path / "model"), tiny.model_folder(tmp_path / "other")
+    for place, a, b in ((folder, old, new), (other, '"base": ""', '"base": "../model"')):
+        text = (place / "config.json").read_text()
+        assert a in text
+        (place / "config.json").write_text(text.replace(a, b, 1))
+    with pytest.raises(ModelError, match=word) as caught:
+        SkyEyeGPT.from_pretrained(folder)
+    assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
+
+
+# ---- bases ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("base, reason", [(".", "names .*as its base"),
+                                          ("gone", "its base .*gone is gone")])
+def test_a_base_that_cannot_be_read_is_named(tmp_path, base, reason):
+    (tmp_path / "config.json").write_text(json.dumps({"llama": {}, "base": base}))
+    with pytest.raises(ModelError, match=reason) as caught:
+        read_folder(tmp_path, VIT)
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
+
+
+def test_a_folder_replaces_tensors_of_its_base(tmp_path):
+    for name, value in (("base", 1.0), ("tuned", 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(
+            {"llama": {}, "base": "" if name == "base" else "../base"}))
+        tensors = {"llama_proj.weight": torch.tensor([value]), name: torch.tensor([value])}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    tensors = {name: lazy.read().item() for name, lazy in
+               read_folder(tmp_path / "tuned", VIT).items()}
+    assert tensors == {"llama_proj.weight": 2.0, "base": 1.0, "tuned": 2.0}
 
 
 # ---- memory --------------------------------------------------------------------------------------

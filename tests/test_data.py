@@ -2,6 +2,7 @@
 import itertools
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from data import (
     apply_templates,
     clean_text,
     collate,
+    describe_text_boxes,
     draw_augmentation,
     encode_box,
     encode_conversation,
@@ -33,6 +35,7 @@ from data import (
     write_boxes,
 )
 from support.readers.common import DataError, Sample
+from support.readers.questions import listed_classes, split_question
 from tiny import N
 
 LLAMA_TOKENIZER = tiny.DATA / "fixtures" / "llama" / "tokenizer.model"
@@ -569,6 +572,7 @@ def test_the_template_pools_are_complete():
     ('Two  "planes" (white); #1: near~the *road*!', "two planes white 1 near the road"),
     ("is it rural, or urban?", "is it rural, or urban?"),
     (" ".join(["Word"] * 60) + ".", " ".join(["word"] * 50)),
+    ("a ship\t\n in\u00a0 port", "a ship in port"),
     ("", ""),
 ])
 def test_texts_are_cleaned_as_upstream_cleans_them(text, cleaned):
@@ -797,3 +801,30 @@ def test_a_row_that_is_too_long_is_refused_by_name():
     rows = tiny.rows([sample("x" * 90, "y", "conversation", ())], max_tokens=40)
     message = refusal(rows.__getitem__, (0, 0))
     assert "here" in message and "--max_tokens 40" in message
+
+
+def test_line_breaks_of_a_conversation_go_where_the_style_has_them():
+    turns = (("A\nB  C", "x"), ("D\nE", "y"))
+    for style, first in (("vicuna_v1", "A\nB  C"), ("skyeye", "A\nB  C"), ("minigpt_v2", "AB  C")):
+        written = apply_templates(Sample((), turns, "conversation", ""), (1, 1), style=style)
+        assert written == [(first, "x"), ("D\nE", "y")]
+
+
+@pytest.mark.parametrize("text, kind", [
+    ("{<120><340><560><780>}", "thousandths"), ("{<0.1><0.2><0.3><0.4>}", "fractions"),
+    ("{<1><2><3><4000>}", "other numbers"), ("{<1><2><3><4>}", ""), ("{<1><2><3><4>|<-90>}", ""),
+    ("{ no box }", "")])
+def test_a_box_in_other_numbers_than_hundredths_is_described(text, kind):
+    assert kind in describe_text_boxes(text) and bool(describe_text_boxes(text)) == bool(kind)
+
+
+@pytest.mark.parametrize("text", ["<p>" * 30_000, "{" * 100_000, "{<" * 50_000, "a" * 100_000,
+                                  "<p>a</p>{<1><2><3><4>}" * 5000, " \n" * 50_000 + "a"])
+def test_a_hundred_thousand_letters_take_no_second(text):
+    start = time.process_time()
+    parse_boxes(text, 100, 100)
+    clean_text(text)
+    describe_text_boxes(text)
+    split_question("a:" + text)
+    listed_classes(text)
+    assert time.process_time() - start < 1

@@ -147,7 +147,9 @@ def test_every_benchmark_is_asked_by_its_name(name, model, tmp_path, capsys):
     samples = [s for s in read_data(tmp_path / "data", split) if s.task == known.task]
     rows = predictions(tmp_path / "out")
     assert result["rows"] == len(rows) == len(samples)
-    assert {row["source"] for row in rows} == {sample.source for sample in samples}
+    assert {row["source"] for row in rows} == {
+        sample.source.removeprefix(f"{tmp_path}/") for sample in samples}
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").iterdir())
     prompt = EVAL_PROMPTS[known.task][0].split("{}")[0]
     assert all(row["question"].startswith(prompt) for row in rows)
     assert f"## {name} {split} {known.task}" in capsys.readouterr().out
@@ -389,9 +391,78 @@ def test_fresh_deletes_earlier_answers(model, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished / "out", out)
     write(out / "predictions.rank7.jsonl", '{"row": 99}\n')
-    start(model, finished, out, "--fresh", "--limit", 3)
-    assert len(predictions(out)) == 3 and not (out / "predictions.rank7.jsonl").exists()
-    assert "only the first 3 rows" in (out / "table.md").read_text()
+    write(out / "predictions_gpt4.jsonl", "theirs")
+    start(model, finished, out, "--fresh", "--limit", 4)
+    assert {row["type"] for row in predictions(out)} == {"presence", "comp", "count", "rural_urban"}
+    assert len(predictions(out)) == 4 and not (out / "predictions.rank7.jsonl").exists()
+    assert (out / "predictions_gpt4.jsonl").read_text() == "theirs"
+    remark = "only 4 rows, drawn with seed 42 over classes and types"
+    assert remark in (out / "table.md").read_text()
+    with pytest.raises(UserError, match="sample drawn with seed 42 .* -> drawn with seed 7"):
+        start(model, finished, out, "--limit", 4, "--seed", 7)
+    (out / "predictions.settings.json").unlink()
+    with pytest.raises(UserError, match="deletes only what eval.py wrote"):
+        start(model, finished, out, "--fresh")
+    assert len(predictions(out)) == 4
+
+
+def test_files_that_are_none_of_eval_pys_are_refused_before_the_model_is_read(tmp_path, finished):
+    for name in ("table.md", "metrics.json"):
+        write(tmp_path / name / name, "thesis")
+        with pytest.raises(UserError, match=f"{name}: not written by eval.py"):
+            start(tmp_path, finished, tmp_path / name)
+        assert (tmp_path / name / name).read_text() == "thesis"
+    with pytest.raises(UserError, match="a file, not a folder"):
+        start(tmp_path, finished, tmp_path / "table.md/table.md/out")
+    for sheet, why in ((tmp_path / "table.md/table.md", "written as .png"),
+                       (finished / "data/Images_LR/0.tif", "--overwrite"),
+                       (tmp_path / "nowhere/s.png", "no such folder")):
+        with pytest.raises(UserError, match=why):
+            start(tmp_path, finished, tmp_path / "new", "--sheet", sheet)
+
+
+def test_a_folder_that_another_run_uses_is_refused_and_one_left_behind_is_taken_over(
+        model, finished, tmp_path, capsys):
+    code = (f"from support.common import FolderLock\nwith FolderLock({str(tmp_path)!r}):\n"
+            " print('held', flush=True); input()")
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"another run uses it .process {other.pid} on "):
+        start(model, finished, tmp_path)
+    other.kill()
+    other.wait()
+    start(model, finished, tmp_path)
+    assert "left behind by a run that has ended" in capsys.readouterr().err
+    assert same(finished / "out", tmp_path) and not (tmp_path / "run.lock").exists()
+    write(tmp_path / "run.lock", "process 7 on another-machine\n")
+    with pytest.raises(UserError, match="a run on another machine"):
+        start(model, finished, tmp_path)
+
+
+def test_questions_can_be_asked_raw(model, tmp_path):
+    rsivqa(tmp_path / "data")
+    evaluate("--model", model, "--data", tmp_path / "data", "--output_dir", tmp_path / "out",
+             "--raw_questions")
+    assert predictions(tmp_path / "out")[0]["question"] == "[vqa] Is there a road ?"
+    with pytest.raises(UserError, match="questions raw"):
+        evaluate("--model", model, "--data", tmp_path / "data", "--output_dir", tmp_path / "out")
+
+
+def test_truth_without_a_box_is_left_out_and_counted(model, tmp_path):
+    rows = [{"image": "0.png", "conversations": [{"from": "human", "value": "<image>\nthe ship"},
+                                                 {"from": "gpt", "value": value}]}
+            for value in ("{<12><34><56><78>}", "not visible")]
+    write(tmp_path / "d.json", rows)
+    save_pictures(tmp_path, "0.png")
+    flags = ("--model", model, "--benchmark", "rsvg", "--split", "test", "--data",
+             tmp_path / "d.json", "--output_dir", tmp_path / "out")
+    with pytest.raises(UserError, match=r"d\.json:2: no box can be read in the truth 'not vis"):
+        evaluate(*flags)
+    assert not (tmp_path / "out/predictions.jsonl").exists()
+    evaluate(*flags, "--skip_bad")
+    [result] = metrics(tmp_path / "out")["results"]
+    assert result["rows"] == 1 and any("1 rows left out" in text for text in result["remarks"])
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_answers_so_far_are_stored(
@@ -463,6 +534,8 @@ def test_scored_again_without_a_model_the_figures_are_the_same(finished, tmp_pat
 def test_another_systems_rows_are_scored_also_two_expressions_on_one_picture(tmp_path):
     file = write(tmp_path / "theirs.jsonl", "\n".join(map(json.dumps, EXTERNAL_ROWS)))
     evaluate("--score", file)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.jsonl"]       # it was not told
+    evaluate("--score", file, "--output_dir", tmp_path)
     found = {r["task"]: {name: f["value"] for name, f in r["figures"].items()}
              for r in metrics(tmp_path)["results"]}
     assert found["refer"]["Pr@0.5"] == 0.5 and found["refer"]["unparseable"] == 1
@@ -472,14 +545,15 @@ def test_another_systems_rows_are_scored_also_two_expressions_on_one_picture(tmp
 
 def test_with_a_benchmark_their_rows_need_no_task_and_stand_below_the_papers(tmp_path, capsys):
     file = write(tmp_path / "theirs.jsonl", json.dumps({"answer": "a", "references": ["a", "b"]}))
-    evaluate("--score", file, "--benchmark", "ucm")
+    evaluate("--score", file, "--benchmark", "ucm", "--output_dir", tmp_path)
     assert "| SkyEyeGPT |" in capsys.readouterr().out
     assert metrics(tmp_path)["results"][0]["task"] == "caption"
 
 
 def test_one_convention_of_iou_can_be_chosen(tmp_path):
     file = write(tmp_path / "theirs.jsonl", json.dumps(EXTERNAL_ROWS[0]))
-    evaluate("--score", file, "--convention", "upstream", "--corner")
+    evaluate("--score", file, "--convention", "upstream", "--corner",
+             "--output_dir", tmp_path)
     figures = metrics(tmp_path)["results"][0]["figures"]
     assert "Pr@0.5 upstream" in figures and "Pr@0.5" not in figures
 

@@ -53,6 +53,40 @@ def test_a_row_that_cannot_be_scored_is_named(change, message, tmp_path):
     assert f"{file}:2: " in str(error.value)
 
 
+@pytest.mark.parametrize("line", [
+    "42", '["a", "list"]', "null", '{"row"', "INFO 12:00 loaded the model", "[" * 100_000,
+    '{"task": "vqa", "answer": "yes", "references": [true]}',
+    '{"task": "vqa", "answer": {"text": "yes"}, "references": ["yes"]}',
+    '{"task": "vqa", "answer": "yes", "references": ["yes"], "type": ["a"]}',
+    '{"task": ["vqa"], "answer": "yes", "references": ["yes"]}',
+    '{"task": "refer", "answer": "", "boxes": [[1, 2, 3, 4]], "size": [100, 100], "pad": "no"}',
+    '{"task": "refer", "answer": "", "boxes": [[1, 2, 3, 4]], "size": [100, Infinity]}',
+    '{"task": "refer", "answer": "", "boxes": [[1, 2, 3, %s]], "size": [9, 9]}' % ("9" * 400)])
+def test_a_foreign_line_is_named_by_its_number_blank_lines_counted(line, tmp_path):
+    file = write(tmp_path / "theirs.jsonl", f"{json.dumps(EXTERNAL_ROWS[0])}\n\n{line}\n"
+                 f"{json.dumps(EXTERNAL_ROWS[1])}\n")
+    with pytest.raises(UserError) as error:
+        load_predictions(file)
+    assert str(error.value).startswith(f"{file}:3: ") and "\n" not in str(error.value)
+
+
+def test_null_is_as_if_the_name_were_missing_and_a_number_is_a_text(tmp_path):
+    rows = [{"task": "vqa", "answer": 3, "references": [3], "type": None, "question": None},
+            {"task": "vqa", "answer": "x\u2028y\x85z", "references": "\ud800", "image": None}]
+    text = "\n".join(json.dumps(row, ensure_ascii=i == 1) for i, row in enumerate(rows))
+    found = load_predictions(write(tmp_path / "theirs.jsonl", text))
+    assert [(row["answer"], row["references"], row["type"]) for row in found] == [
+        ("3", ["3"], ""), ("x\u2028y\x85z", ["\ud800"], "")]
+    assert found[1]["image"] == ["row 1"]
+
+
+def test_a_line_of_another_program_in_our_answers_is_named(tmp_path):
+    for line in ('{"loss": 1}', '{"row": "3"}', '{"row": -1}', '{"row": true}'):
+        write(tmp_path / "predictions.jsonl", f'{{"row": 1}}\n{line}\n')
+        with pytest.raises(UserError, match=r"predictions\.jsonl:2: "):
+            gather_predictions(tmp_path)
+
+
 # ---- groups and batches --------------------------------------------------------------------------
 
 def questions_about(*pictures):
@@ -100,7 +134,7 @@ def test_weights_are_hashed_as_sha256sum_does_and_large_ones_of_a_base_have_thei
     (model / "config.json").write_text(json.dumps({"base": "../base"}))
     found = hash_weights(model)
     own = hashlib.sha256(b"y" * 5000).hexdigest()[:16]
-    inner = str(model / "../base/llama.safetensors")
+    inner = "../base/llama.safetensors"
     assert found.keys() == {"adapter.safetensors", "config.json", inner}
     assert found["adapter.safetensors"] == own
     assert found[inner] == hashlib.sha256(b"x" * 5000).hexdigest()[:16]
@@ -130,7 +164,7 @@ def test_the_provenance_is_one_line_that_names_everything(tmp_path):
     record = provenance(tmp_path, "cpu", split="test", rows=210, dtype="bf16", seed=0, note="",
                         limit=None, decoding={"greedy": "up to 60 tokens"})
     text = provenance_line(json.loads(json.dumps(record)))
-    assert text.startswith(f"model {tmp_path}; ") and record["device"] == device_name("cpu")
+    assert text.startswith(f"model {tmp_path.name}; ") and record["device"] == device_name("cpu")
     assert re.search("; split test; rows 210; dtype bf16; seed 0; decoding greedy up to 60 tokens; "
                      "weights model.safetensors [0-9a-f]{16}$", text)
     for name in ("python", "torch", "numpy", "pillow", "safetensors", "sentencepiece", "device"):

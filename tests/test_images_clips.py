@@ -1,4 +1,5 @@
 """Clips: the middle frames of a folder, an animation or a video, or one clear line."""
+import struct
 import subprocess
 import sys
 
@@ -10,10 +11,11 @@ from pictures import BYTES, save
 from support.images import clips
 from support.images.clips import is_clip, read_clip
 from support.images.common import PictureError
+from support.images.read import read_header
 
 
 def colors(images):
-    return [image.getpixel((5, 5)) for image in images]
+    return [getattr(image, "image", image).getpixel((5, 5)) for image in images]
 
 
 FRAMES = [Image.new("RGB", (16, 12), (10 * i, 250 - 10 * i, 5)) for i in range(12)]
@@ -50,6 +52,49 @@ def test_an_animation_is_a_clip_and_a_still_is_not(tmp_path, suffix):
     assert not is_clip(save(tmp_path / "a.png", BYTES))
 
 
+def gif_bomb(path, side, frames):
+    """Frames of one pixel each on a large canvas."""
+    one = (b"\x21\xf9\x04\0\x01\0\0\0\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0)
+           + b"\x02\x02\x44\x01\0")
+    path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0)
+                     + b"\0\0\0\xff\xff\xff" + one * frames + b";")
+    return path
+
+
+@pytest.mark.parametrize("side, frames", [(22_300, 3), (5_000, 30), (1, 30_000)])
+def test_an_animation_of_too_much_is_refused_before_it_is_decoded(tmp_path, side, frames):
+    path = gif_bomb(tmp_path / "a.gif", side, frames)
+    assert is_clip(path)
+    with pytest.raises(PictureError, match="a.gif: .* frames of .*give a folder"):
+        read_clip(path)
+    assert "give a folder" in read_header(str(path)).fault
+
+
+def test_the_frames_of_a_clip_are_reduced_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(clips, "CLIP_PIXELS", 3 * 40 * 30)
+    for i, side in enumerate((40, 80, 120)):    # of different sizes
+        Image.new("RGB", (side, side * 3 // 4), (9, 90 * i, 5)).save(tmp_path / f"{i}.png")
+    frames = read_clip(tmp_path)
+    assert [frame.size for frame in frames] == [(40, 30), (80, 60), (120, 90)]
+    assert [frame.image.size for frame in frames] == [(40, 30)] * 3
+    assert [frame.note for frame in frames] == ["", "reduced 2 times while reading",
+                                                "reduced 3 times while reading"]
+    large = [Image.new("RGB", (80, 60), (5 * i, 9, 9)) for i in range(3)]
+    for name, more in (("a.gif", {}), ("a.webp", {"lossless": True})):
+        large[0].save(tmp_path / name, save_all=True, append_images=large[1:], **more)
+        found = read_clip(tmp_path / name)
+        assert [(f.size, f.image.size) for f in found] == [((80, 60), (40, 30))] * 3
+        assert colors(found) == colors(large)
+
+
+def test_only_animations_are_opened_as_clips(tmp_path):
+    page = Image.fromarray(BYTES)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page.copy(), page.copy()])
+    (tmp_path / "a.tif").rename(tmp_path / "a.gif")
+    assert not is_clip(tmp_path / "a.gif")
+    assert not is_clip(f"{tmp_path}/{'x' * 300}.gif") and not is_clip("a\0.gif")
+
+
 def test_a_video_without_ffmpeg_names_it(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"x")
     monkeypatch.setattr(clips.shutil, "which", lambda _: None)
@@ -75,7 +120,7 @@ def test_ffmpeg_is_requested_to_give_the_middle_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(clips.shutil, "which", lambda _: str(program))
     (tmp_path / "a.mp4").write_bytes(b"x")
     images = read_clip(tmp_path / "a.mp4", 3)
-    assert [np.array(image).mean() for image in images] == [2, 6, 10]
+    assert [np.array(image.image).mean() for image in images] == [2, 6, 10]
 
 
 def test_a_real_video_gives_its_frames(tmp_path, monkeypatch):
@@ -87,7 +132,7 @@ def test_a_real_video_gives_its_frames(tmp_path, monkeypatch):
     monkeypatch.setattr(clips.shutil, "which", lambda _: ffmpeg)
     images = read_clip(tmp_path / "-a b.mp4", 3)
     truth = [np.array(FRAMES[i]).mean((0, 1)) for i in (2, 6, 10)]
-    assert np.abs(np.array([np.array(i).mean((0, 1)) for i in images]) - truth).max() < 8
+    assert np.abs(np.array([np.array(i.image).mean((0, 1)) for i in images]) - truth).max() < 8
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(PictureError, match="is the file complete"):
         read_clip(tmp_path / "bad.mp4")

@@ -1,4 +1,6 @@
 """Pictures as satellites deliver them: 8-bit RGB with the right content, or one clear line."""
+import os
+import signal
 import struct
 import zlib
 
@@ -20,9 +22,15 @@ from pictures import (
     scene,
     shown,
 )
-from support.images.clips import read_clip
-from support.images.common import PICTURE_SUFFIXES
-from support.images.read import read_header, read_headers, read_picture
+from support.images.clips import check_pixels, read_clip
+from support.images.common import PICTURE_SUFFIXES, PictureError
+from support.images.read import (
+    map_pictures,
+    read_header,
+    read_headers,
+    read_note,
+    read_picture,
+)
 from support.readers import read_split
 
 # ---- 8 bits --------------------------------------------------------------------------------------
@@ -347,3 +355,167 @@ def test_data_sets_and_clips_find_the_same_kinds_of_pictures(tmp_path, suffix):
     assert {path for sample in single for path in sample.images} == paths
     assert correlation(shown(min(paths)), BYTES) > 0.95
     assert [frame.size for frame in read_clip(tmp_path / "harbor")] == [(53, 37)]
+
+
+# ---- whole files that look damaged ---------------------------------------------------------------
+
+def with_exif(path, block, truth=BYTES):
+    """A picture with this block for its EXIF data, lossless where its format can be."""
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    Image.fromarray(truth).save(path, exif=block, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("block", [
+    b"Exif\0\0garbage" * 9, b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09"])
+def test_a_picture_with_damaged_exif_is_shown_and_the_note_says_so(tmp_path, suffix, block):
+    path = with_exif(tmp_path / f"a.{suffix}", block)
+    picture = read_picture(path)
+    assert correlation(np.array(picture.image), BYTES) > 0.98
+    assert "EXIF data are damaged" in picture.note and picture.size == (53, 37)
+    assert read_header(str(path)) == (53, 37, "") and read_note(str(path)) == picture.note
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_an_orientation_that_does_not_exist_is_damaged_exif_too(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 77
+    path = with_exif(tmp_path / f"a.{suffix}", exif)
+    assert "EXIF data are damaged" in read_picture(path).note
+    assert read_header(str(path)) == (53, 37, "") and "EXIF" in read_note(str(path))
+
+
+def test_a_png_whose_exif_chunk_has_a_wrong_checksum_is_shown(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    path = with_exif(tmp_path / "a.png", exif)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"eXIf") + 20] ^= 255
+    path.write_bytes(data)
+    assert (shown(path) == BYTES).all()
+    assert "damaged" in read_picture(path).note and read_header(str(path)) == (53, 37, "")
+
+
+def test_the_exif_of_a_png_may_come_behind_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    path = save(tmp_path / "a.png", BYTES)
+    data = path.read_bytes()
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block
+    path.write_bytes(data[:-12] + chunk + struct.pack(">I", zlib.crc32(chunk[4:])) + data[-12:])
+    assert read_picture(path).size == (37, 53) and read_header(str(path)) == (37, 53, "")
+
+
+@pytest.mark.parametrize("added", [bytes(512), b"\xff" * 5000, b"ftypmp42 a video" * 5000])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.jp2", "a.tif"])
+def test_bytes_behind_the_end_of_a_picture_are_no_fault(tmp_path, name, added):
+    path = save(tmp_path / name, BYTES)
+    truth = shown(path)
+    path.write_bytes(path.read_bytes() + added)
+    assert (shown(path) == truth).all() and read_header(str(path)) == (53, 37, "")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.8, 0.97])
+@pytest.mark.parametrize("name, options", [
+    ("a.jpg", {}), ("a.jpg", {"progressive": True}), ("a.png", {}), ("a.gif", {}), ("a.webp", {}),
+    ("a.bmp", {}), ("a.jp2", {}), ("a.tif", {}), ("a.tif", {"compression": "tiff_lzw"})])
+def test_a_header_shows_every_kind_of_cut_off_file(tmp_path, name, options, kept):
+    truth = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    path = tmp_path / name
+    Image.fromarray(truth).save(path, **options)
+    assert read_header(str(path)) == (70, 90, "")
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * kept)])
+    assert "cut off" in read_header(str(path)).fault or "complete?" in read_header(str(path)).fault
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "Png", "TIFF"])
+def test_a_suffix_may_be_in_capitals(tmp_path, suffix):
+    save(tmp_path / f"a.{suffix}", BYTES)
+    assert [frame.size for frame in read_clip(tmp_path)] == [(53, 37)]
+
+
+# ---- hostile files -------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.gif", "a.mp4"])
+def test_what_is_no_regular_file_is_never_opened(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "a FIFO, not a file" in read_header(str(tmp_path / name)).fault
+    with pytest.raises(PictureError, match="a FIFO, not a file"):
+        (read_clip if name == "a.mp4" else read_picture)(tmp_path / name)
+    assert "a device" in refusal_of("/dev/zero")
+
+
+def refusal_of(path):
+    with pytest.raises(PictureError) as caught:
+        read_picture(path)
+    message = str(caught.value)
+    assert message.isprintable() and read_header(path).fault == message
+    return message
+
+
+def test_names_that_no_file_can_have_are_one_line(tmp_path):
+    assert "no such picture" in refusal_of(f"{tmp_path}/{'x' * 300}.png")
+    assert "no file can have this name" in refusal_of(f"{tmp_path}/a\0.png")
+    assert "no file can have this name" in refusal_of(f"{tmp_path}/a\ud800.png")
+    assert "no such picture" in refusal_of(f"{tmp_path}/a\nb.png")
+    assert len(refusal_of(f"{tmp_path}/{'x' * 100_000}.png")) < 1200
+
+
+@pytest.mark.parametrize("content", [
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n",
+    b"P6\n2 1\n255\nabcdef", b"\0\0\1\0\1\0\1\1\0\0\1\0\x20\0"])
+def test_only_the_formats_that_the_docs_name_are_opened(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    assert "unknown format" in refusal(tmp_path / "a.png")
+
+
+def test_a_picture_that_takes_too_much_to_decode_is_refused_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_DECODED_BYTES", 53 * 37 * 4)
+    read_picture(save(tmp_path / "a.png", BYTES))
+    for name, options in (("a.webp", {}), ("a.jp2", {}), ("a.jpg", {"progressive": True})):
+        Image.fromarray(BYTES).save(tmp_path / name, **options)
+        assert "GB to decode" in refusal(tmp_path / name)
+        assert "GB to decode" in read_header(str(tmp_path / name)).fault
+
+
+def end_this_process(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_ends_the_check_in_one_line():
+    with pytest.raises(PictureError, match="^0.png: a process that reads this picture"):
+        map_pictures(end_this_process, [f"{i}.png" for i in range(600)])
+
+
+# ---- every pixel ---------------------------------------------------------------------------------
+
+def test_a_deep_check_finds_what_no_header_shows(tmp_path):
+    good, nan = save(tmp_path / "a.png", BYTES), np.full((5, 5), np.nan, np.float32)
+    damaged = save(tmp_path / "b.png", BYTES)
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2:len(data) // 2 + 40] = bytes(40)
+    damaged.write_bytes(data)
+    empty = save(tmp_path / "c.tif", nan)
+    assert [read_header(str(path)).fault for path in (good, damaged, empty)] == ["", "", ""]
+    found = check_pixels([str(good), str(damaged), str(empty), str(good)])
+    assert found[str(good)] == "" and "is the file complete?" in found[str(damaged)]
+    assert "no pixel has a value" in found[str(empty)] and len(found) == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp", "a.bmp", "a.jp2", "a.tif"])
+def test_damaged_bytes_raise_nothing_but_the_one_line(tmp_path, name, seed):
+    rng = np.random.default_rng(seed)
+    whole = save(tmp_path / name, BYTES[:20, :20]).read_bytes()
+    for _ in range(40):
+        data = np.frombuffer(whole, np.uint8).copy()
+        data[rng.integers(0, min(300, len(data)), 3)] = rng.integers(0, 256, 3)
+        (tmp_path / name).write_bytes(data.tobytes()[:rng.integers(1, 2 * len(data))])
+        header = read_header(str(tmp_path / name))
+        try:
+            picture = read_picture(tmp_path / name)
+            assert header.fault or header[:2] == picture.size
+        except PictureError as error:
+            assert "\n" not in str(error)

@@ -1,4 +1,5 @@
 """TIFFs that Pillow cannot read right: through tifffile, or refused with the package's name."""
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,13 @@ from pictures import (
     save,
     save_tiff,
     save_tiff16_by_hand,
+    save_tiff_with_nodata,
     scene,
     shown,
 )
 from support.images import tiff
-from support.images.read import read_picture
+from support.images.read import read_header, read_note, read_picture
+from support.images.tags import parse_nodata
 
 # ---- layouts, numbers, bands ---------------------------------------------------------------------
 
@@ -229,3 +232,107 @@ def test_81_million_pixels_are_read_in_bounded_memory(tmp_path):
     *found, peak = done.stdout.split()
     assert " ".join(found) == "(9000, 9000) (4500, 4500) (77, 77, 77)"
     assert int(peak) < 260                      # 4500 x 4500 RGB, 4 bytes a pixel, three times
+
+
+# ---- tags ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text", [
+    "nan", "NaN", "-nan", "nan(ind)", "-nan(ind)", "NaNQ", "1.#QNAN", "-1.#IND", "1.#SNAN",
+    "-1.#IND00", "1,#QNAN0", "1.#INF", "-1.#INF", "inf", "-Infinity"])
+def test_what_means_nan_or_infinite_as_no_data_is_no_number(tmp_path, text):
+    assert np.isnan(parse_nodata(text)[0]) and parse_nodata(text)[1] == ""
+    truth = np.full((30, 40), 1, np.float32)
+    truth[:, 20:], truth[:9] = 2, np.nan
+    picture = shown(save_tiff_with_nodata(tmp_path / "a.tif", truth, text))
+    truth[truth == 1] = -1                      # -1 has a value, too
+    other = shown(save_tiff_with_nodata(tmp_path / "b.tif", truth, text))
+    assert picture[:9].max() == other[:9].max() == 0
+    assert (picture[9:, 20:] == 255).all() and (other[9:, 20:] == 255).all()
+    only = np.where(np.isnan(truth), truth, np.sign(truth))     # 1 and -1 alone
+    assert (shown(save_tiff_with_nodata(tmp_path / "c.tif", only, text))[9:, 20:] == 255).all()
+
+
+@pytest.mark.parametrize("text, value", [
+    ("none", None), ("N/A", None), ("null", None), ("", None), ("no data", None), ("-9999", -9999),
+    ("-9999,0", -9999), ("0 0 0", 0), ("255,255,255", 255), ("-3.4e38", -3.4e38)])
+def test_words_are_no_no_data_value_and_numbers_are(tmp_path, text, value):
+    assert parse_nodata(text) == (value, "")
+    path = save_tiff_with_nodata(tmp_path / "a.tif", BYTES, text or " ")
+    assert (shown(path) == BYTES).all() and read_header(str(path)) == (53, 37, "")
+
+
+@pytest.mark.parametrize("text", ["unknown", "0x10", "1_000", "12abc", "1.2.3"])
+def test_a_no_data_value_that_is_no_number_is_noted(tmp_path, text):
+    path = save_tiff_with_nodata(tmp_path / "a.tif", GRAY16, text)
+    assert "no-data value" in read_picture(path).note and read_note(str(path))
+    assert correlation(shown(path), GRAY16) > 0.99
+
+
+SMALL = BYTES[::4, ::4]
+
+
+@pytest.mark.parametrize("kind", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_thumbnail_before_the_picture_is_not_shown(tmp_path, kind, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    truth = BYTES.astype(dtype) * (1 if dtype == np.uint8 else 9)
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(SMALL.astype(dtype), photometric="rgb", subfiletype=kind)
+        file.write(truth, photometric="rgb")
+    picture = read_picture(path)
+    assert picture.size == (53, 37) and picture.note.startswith("page 2 is shown")
+    assert correlation(np.array(picture.image), truth) > 0.99
+    assert read_header(str(path)) == (53, 37, "") and "page 2" in read_note(str(path))
+
+
+def test_of_reduced_pages_alone_the_largest_is_shown(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for array in (SMALL, BYTES, SMALL):
+            file.write(array, photometric="rgb", subfiletype=1)
+    assert (shown(tmp_path / "a.tif") == BYTES).all()
+
+
+def test_an_overview_behind_the_picture_changes_nothing(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(BYTES, photometric="rgb")
+        file.write(SMALL, photometric="rgb", subfiletype=1)
+    assert (shown(tmp_path / "a.tif") == BYTES).all()
+    assert read_picture(tmp_path / "a.tif").note == ""
+
+
+@pytest.mark.parametrize("options", LAYOUTS, ids=str)
+def test_the_header_of_a_tiff_shows_that_it_is_cut_off(tmp_path, options):
+    truth = np.random.default_rng(0).integers(0, 9999, (90, 70, 3), dtype=np.uint16)
+    path = save_tiff(tmp_path / "a.tif", truth, photometric="rgb", **options)
+    assert read_header(str(path)) == (70, 90, "")
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * 0.6)])
+    header = read_header(str(path))
+    assert header[:2] in ((70, 90), (0, 0)) and ("cut off" in header.fault)
+
+
+def test_the_header_shows_a_tiff_that_has_to_be_told_its_bands(tmp_path):
+    path = str(save_tiff16_by_hand(tmp_path / "a.tif", (scene(bands=8) * 900).astype(np.uint16)))
+    assert read_header(path) == (53, 37, "") and "8 bands of 16-bit" in read_note(path)
+    assert "8 bands of 16-bit" in read_header(path, ()).fault
+    if HAS_TIFFFILE:
+        assert read_header(path, (4, 3, 2)) == (53, 37, "")
+
+
+def bomb(path, width, height, bands=4):
+    """A TIFF whose strip is not in the file, as a sparse one has it, and little else."""
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 16), (259, 3, 1, 1),
+            (262, 3, 1, 2), (273, 4, 1, 0), (277, 3, 1, bands), (278, 4, 1, height), (279, 4, 1, 0)]
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+                     + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4))
+    return path
+
+
+def test_a_tiff_without_any_pixels_is_found_by_its_header_and_takes_no_memory(tmp_path):
+    pytest.importorskip("tifffile")
+    path = bomb(tmp_path / "a.tif", 20_000, 20_000)
+    assert "no pixel has a value" in read_header(str(path)).fault
+    assert "no pixel has a value" in refusal(path)
+    assert "at most 500 million" in read_header(str(bomb(path, 30_000, 30_000))).fault

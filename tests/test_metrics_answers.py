@@ -2,7 +2,7 @@
 import pytest
 
 from prediction_rows import QUICK, row, values
-from support.metrics.answers import answer_candidates, to_count_range
+from support.metrics.answers import answer_candidates, to_count_range, vqa_normalize
 from support.metrics.figures import task_figures
 from support.metrics.statistics import ScoringOptions
 from support.readers.common import Sample
@@ -65,3 +65,19 @@ def test_candidates_are_all_listed_classes_and_the_two_answers_of_a_type():
                *(Sample(("b",), (("how many?", n),), "vqa", "", kind="count") for n in "123")]
     assert answer_candidates(samples) == {
         ("scene", "scene"): ("dense residential", "pond"), ("vqa", "presence"): ("no", "yes")}
+
+
+@pytest.mark.parametrize(("text", "wanted"), [
+    ("The road.", "road"), ("Two cars", "2 cars"),
+    ("a  ship, and an airplane!", "ship and airplane"), ("none", "0"), ("1,000", "1000"),
+    ("3.5 m", "3.5 m"), ("dont know", "don't know"),
+    ("yes/no", "yes no"), ("rural-urban", "rural urban"), ("its", "its"), ("the", "")])
+def test_answers_are_normalized_as_the_vqa_v2_evaluation_does(text, wanted):
+    assert vqa_normalize(text) == wanted
+
+
+def test_strict_comparison_is_the_default_and_only_questions_are_normalized():
+    loose = ScoringOptions(normalize=True, samples=0)
+    one = row("vqa", "the road", ["Road."])
+    assert values("vqa", [one])["overall"] == 0 and values("vqa", [one], loose)["overall"] == 1
+    assert values("scene", [row("scene", "the pond", ["pond"])], loose)["accuracy"] == 0

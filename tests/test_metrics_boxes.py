@@ -5,7 +5,7 @@ import pytest
 
 from data import encode_box, parse_boxes
 from prediction_rows import QUICK, refer_row, row, values
-from support.metrics.boxes import grid_ceiling, iou, match_boxes
+from support.metrics.boxes import grid_ceiling, iou, match_boxes, recall_by_size, upstream_box
 from support.metrics.figures import task_figures
 from support.metrics.statistics import ScoringOptions
 
@@ -142,3 +142,42 @@ def test_the_ceiling_is_what_a_perfect_answer_scores():
     assert grid_ceiling(rows).values() == pytest.approx([2 / 3])
     again = parse_boxes(encode_box((100, 100, 103, 103), 1000, 1000), 1000, 1000)[0][1]
     assert iou(again, (100, 100, 103, 103)) < 0.5
+
+
+# ---- truth as people store it --------------------------------------------------------------------
+
+@pytest.mark.parametrize(("task", "box"), [
+    (task, box) for task in ("refer", "detection", "grounding")
+    for box in ((60, 80, 20, 30), (20, 80, 60, 30), (60, 30, 20, 80), (20, 30, 60, 240),
+                (-30, 30, 60, 80))])
+def test_a_perfect_answer_to_reversed_or_overhanging_truth_is_right(task, box):
+    one = row(task, encode_box(box, 100, 200), ["<bbox>"], [box])
+    found = values(task, [one])
+    assert found["Pr@0.5" if task == "refer" else "F1@0.5"] == found["grid ceiling"] == 1
+    assert [score.values().tolist() for score in recall_by_size([one])] == [[1.0]]
+
+
+# ---- golden values of upstream's evaluation (MiniGPT-v2, eval_scripts) ---------------------------
+
+UPSTREAM_BOXES = [          # an answer, and its corners in hundredths; None: it counts as wrong
+    ("{<10><20><30><40>}", (10, 20, 30, 40)), (" { <10> <20><30> <40> } a ship", (10, 20, 30, 40)),
+    ("<unk>{<10><20><30><40>}", (10, 20, 30, 40)), ("{<30><20><10><40>}", (30, 20, 10, 40)),
+    ("{<10><20><30><140>}", (10, 20, 30, 140)), ("the ship {<10><20><30><40>}", None),
+    ("<p>ship</p> {<10><20><30><40>}", None), ("{<10><20><30>}", None), ("", None),
+    ("{<1000><20><30><40>}", None)]
+
+
+@pytest.mark.parametrize(("answer", "corners"), UPSTREAM_BOXES)
+def test_upstreams_reading_of_an_answer(answer, corners):
+    wanted = corners and pytest.approx([corners[0], 2 * corners[1], corners[2], 2 * corners[3]])
+    assert upstream_box(row("refer", answer, size=(100, 200))) == wanted
+
+
+def test_upstreams_iou_and_reading_are_figures_of_their_own():
+    assert iou((0, 0, 10, 10), (4, 0, 14, 10), extra=1) == pytest.approx(7 / 15)
+    assert iou((0, 0, 10, 10), (4, 0, 14, 10)) == pytest.approx(6 / 14)
+    one = row("refer", "there: {<10><10><20><20>}", boxes=[(10, 20, 20, 40)])
+    found = values("refer", [one], ScoringOptions("all", samples=0))
+    assert (found["Pr@0.5"], found["Pr@0.5 upstream"]) == (1, 1)
+    assert found["Pr@0.5 upstream, read as upstream"] == 0
+    assert len(values("refer", [one])) + 7 == len(found)

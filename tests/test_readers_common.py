@@ -1,20 +1,30 @@
 """support/readers/common.py: many samples in little memory, class names, split lists."""
+import math
 import random
 import sys
 
 import pytest
 
 from data import TEMPLATES
+from support.common import UserError
 from support.readers.common import (
     FIELD_SEPARATOR,
     TASK_NAMES,
     TURN_SEPARATOR,
     PicturePaths,
+    PictureRoot,
     Sample,
     SampleTable,
+    box_fault,
     class_name,
+    find_files,
     find_picture,
+    list_pictures,
+    read_head,
+    read_lines,
     skip_bad_row,
+    subfolders,
+    to_number,
 )
 
 # ---- samples -------------------------------------------------------------------------------------
@@ -22,7 +32,7 @@ from support.readers.common import (
 def make_rows(count, seed=0):
     """The fields of random samples, with characters that a file or a separator could break."""
     rng = random.Random(seed)
-    words = ["a ship", "", "ein Fluß", "河", "{<1><2><3><4>}", "\n", FIELD_SEPARATOR, "\udc80"]
+    words = ["a ship", "", "ein Fluß", "河", "{<1><2><3><4>}", "\n", FIELD_SEPARATOR, "\u2028"]
     for i in range(count):
         turns = tuple((rng.choice(words), rng.choice(words) + "x")
                       for _ in range(rng.randint(1, 3)))
@@ -131,3 +141,60 @@ def test_a_picture_is_found_in_the_first_folder_that_has_it_with_or_without_suff
     ("Pond", "pond"), ("tenniscourt", "tennis court"), ("baseballdiamond", "baseball diamond")])
 def test_class_names_become_the_papers_words(name, words):
     assert class_name(name) == words
+
+
+# ---- files as other systems write them -----------------------------------------------------------
+
+def test_lines_end_in_line_feeds_alone_and_a_byte_order_mark_is_no_text(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeffone\u2028two\x0c\r\nthree\x85\n".encode())
+    assert read_lines(file) == ["one\u2028two\x0c", "three\x85"]
+    assert read_head(file).startswith("one")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk"])
+def test_a_text_in_another_encoding_is_named_with_what_to_do(tmp_path, encoding):
+    (tmp_path / "a.txt").write_bytes("fine\nl’été 河\n".encode(encoding, "ignore"))
+    with pytest.raises(UserError, match=r"a\.txt: line 2 is not UTF-8; convert .*iconv"):
+        read_lines(tmp_path / "a.txt")
+
+
+def test_what_a_mac_leaves_is_no_file_and_capitals_make_no_difference(tmp_path):
+    for name in ("._1.xml", "1.XML", "._a.jpg", "b.BMP", "__MACOSX/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [file.name for file in find_files(tmp_path, "*.xml")] == ["1.XML"]
+    assert list_pictures(tmp_path) == ["b.BMP"] and subfolders(tmp_path) == []
+    assert find_picture(tmp_path, ["."], "b") == find_picture(tmp_path, ["."], "b.bmp") == "b.BMP"
+
+
+def test_a_picture_is_inside_its_folder_by_its_name_and_by_its_links(tmp_path):
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    for folder in (data / "img", outside):
+        folder.mkdir(parents=True)
+        (folder / "a.jpg").touch()
+    (data / "link.jpg").symlink_to(outside / "a.jpg")
+    (data / "folder").symlink_to(outside)
+    (data / "own.jpg").symlink_to(data / "img/a.jpg")
+    root = PictureRoot(data)
+    for name in ("img/a.jpg", "img\\a.jpg", f"{data}/img/a.jpg", "img/a.JPG"):
+        assert root.resolve(name) == str(data / "img/a.jpg")
+    assert root.resolve("own.jpg") == str(data / "own.jpg")
+    for name in ("link.jpg", "folder/a.jpg", "..\\outside\\a.jpg", f"{outside}/a.jpg", "/etc/a.jpg",
+                 "x" * 300 + ".jpg", "a\ud800.jpg", "a\0.jpg"):
+        with pytest.raises(ValueError):
+            root.resolve(name)
+
+
+def test_numbers_may_be_texts_and_are_never_written_behind_each_other():
+    assert to_number("10") + to_number("30.5") == 40.5 and to_number(" -7 ") == -7
+    for wrong in (None, True, "x", "nan", math.nan, math.inf, 10 ** 400, "1" * 400, [1]):
+        with pytest.raises(ValueError):
+            to_number(wrong)
+
+
+@pytest.mark.parametrize("box, reason", [
+    ((1, 1, math.nan, 3), "not a number"), ((20, 1, 30, 5), "outside"), ((1, 1, 1, 5), "no area"),
+    ((5, 5, 1, 1), ""), ((-5, 1, 3, 30), "")])
+def test_a_box_that_is_none_in_its_picture_has_a_reason(box, reason):
+    assert (reason in box_fault(box, 10, 10)) and bool(box_fault(box, 10, 10)) == bool(reason)

@@ -202,3 +202,49 @@ def test_a_released_row_that_is_wrong_is_named_and_the_others_are_read(tmp_path,
     error = row_error("skyeye", tmp_path)
     assert error.startswith(f"{file}:2: ") and reason in error
     assert len(list(read_skyeye(tmp_path, "train", []))) == 3
+
+
+# ---- rows as other systems write them ------------------------------------------------------------
+
+@pytest.mark.parametrize("key", ["video", "videos"])
+def test_clips_are_read_like_pictures(tmp_path, key):
+    turn = conversation("<video>\nwhat happens?", "a fire")
+    (row,) = read("llava", write(tmp_path / "a.json", [turn | {key: ["clip.mp4"]}]))
+    assert row["images"] == ["clip.mp4"] and row["turns"] == (("what happens?", "a fire"),)
+
+
+@pytest.mark.parametrize("key", ["image_path", "images_path", "audio", "imagePath", "file_name",
+                                 "frames"])
+def test_a_key_of_media_that_is_not_read_is_named(tmp_path, key):
+    row = conversation("what?", "a ship", **{key: "a.jpg"})
+    assert repr(key) in row_error("llava", write(tmp_path / "a.json", [row]))
+
+
+@pytest.mark.parametrize("more", [{"image_id": "a.jpg"}, {"video_id": "x"}, {"image_size": [3, 4]},
+                                  {"frames": 8}, {"image_path": ""}, {"type": None}])
+def test_what_only_describes_media_is_no_media(tmp_path, more):
+    (row,) = read("llava", write(tmp_path / "a.json", [conversation("what?", "yes", **more)]))
+    assert row["images"] == [] and row["kind"] == ""
+
+
+def test_answers_may_be_numbers_and_contents_lists_of_parts(tmp_path):
+    parts = [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "how\n\nmany?"}]
+    (row,) = read("llava", write(tmp_path / "a.json", [messages(parts, 6)]))
+    assert row["images"] == ["a.jpg"] and row["turns"] == (("how\n\nmany?", "6"),)
+    for wrong in (None, [], {"a": 1}, float("nan"), True):
+        row_error("llava", write(tmp_path / "a.json", [messages("how many?", wrong)]))
+
+
+def test_lines_of_json_may_be_called_json_and_a_wrong_one_is_named(tmp_path):
+    lines = "\n".join(json.dumps(conversation("what\u2028is?", answer), ensure_ascii=False)
+                      for answer in ("a", "b"))
+    file = tmp_path / "A.JSON"
+    file.write_bytes(("\ufeff" + lines + "\n").encode())
+    assert [row["turns"][0][1] for row in read("llava", file)] == ["a", "b"]
+    file = write(tmp_path / "b.jsonl", lines + "\n{\n")
+    assert "b.jsonl:3: not valid JSON" in row_error("llava", file)
+
+
+def test_a_json_that_is_too_deep_or_a_number_too_long_is_one_line(tmp_path):
+    for text in ("[" * 100_000, '[{"a": ' + "[" * 200 + "]" * 200 + "}]", "[" + "1" * 5000 + "]"):
+        row_error("llava", write(tmp_path / "a.json", text))

@@ -1,5 +1,6 @@
 """Tasks and regions in a question are understood; boxes of an answer get pictures and names."""
 import math
+import time
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from support.terminal.questions import (
     regions_to_text,
     sampling_for,
     task_of,
+    write_task,
 )
 
 # ---- tasks ---------------------------------------------------------------------------------------
@@ -75,13 +77,56 @@ def test_a_region_in_pixels_is_written_in_hundredths():
 
 
 def test_a_region_that_cannot_be_read_is_an_error():
-    for wrong, why in (("[identify] 120 80 300 250", "px in pixels"),
+    for wrong, why in (("[identify] 120 80 300 250", "120 80 300 260 px or"),
                        ("{<1><2><3><400>}", "over 100"),
                        ("[identify] 900 900 990 990 px", "not in a picture of 512 x 256")):
         with pytest.raises((UserError, ValueError), match=why):
             regions_to_text(wrong, (512, 256))
     with pytest.raises(UserError, match="needs a picture"):
         regions_to_text("1 2 3 4 px", None)
+
+
+@pytest.mark.parametrize(("written", "wanted"), [
+    ("100.5 146.2 182.0 238.0 px", "{<19><57><35><92>}"),
+    ("[100, 146, 182, 238]", "{<19><57><35><92>}"), ("(100,146,182,238)", "{<19><57><35><92>}"),
+    ("[0.2, 0.3, 0.36, 0.47]", "{<20><30><36><47>}"), ("0.2 0.3 0.36 0.47", "{<20><30><36><47>}"),
+    ("{<12.5><30><55><70.9>}", "{<12><30><55><70>}"),
+    ("{<0.12><0.3><0.55><0.7>}", "{<12><30><55><70>}")])
+def test_decimals_fractions_and_brackets_are_regions(written, wanted):
+    for question in ("[identify] what is it in {}", "what is in {} ?", "{} : what is it"):
+        assert regions_to_text(question.replace("{}", written), (512, 256)) == question.replace(
+            "{}", wanted)
+
+
+@pytest.mark.parametrize("written", [
+    "-5 10 50 60 px", "\u22125 10 50 60 px", "[-5, 10, 50, 60]", "[100, 146, 182, 300]",
+    "-0.1 0.2 0.3 0.4", "{<-1><2><3><4>}", "{<1><2><3><100.5>}", "{<a><2><3><4>}",
+    "100,5 146,2 182,0 238,0 px", "{12, 30, 55, 70}", "100.5 146.2 182.0 238.0"])
+def test_a_region_that_is_outside_or_unclear_is_refused_and_never_dropped(written):
+    for question in ("[identify] what is it in {}", "what is in {} ?"):
+        with pytest.raises(UserError) as error:
+            regions_to_text(question.replace("{}", written), (512, 256))
+        assert "\n" not in str(error.value)
+
+
+def test_other_numbers_in_a_question_are_left_alone():
+    for question in ("in 1999 2000 2001 2002 there", "[1, 2, 3, 4, 5]", "1.5 2.5 3.5 4.5 5.5",
+                     "[vqa] are there 3 or 4 ?"):
+        assert regions_to_text(question, (512, 256)) == question
+
+
+def test_long_lines_are_read_in_time():
+    for text in ("1" * 100_000, "1 " * 50_000, "1 2 3 4" + " " * 100_000, "1.1" * 40_000,
+                 "[ " * 50_000, "{<" * 50_000):
+        start = time.perf_counter()
+        regions_to_text(text, (512, 256))
+        assert time.perf_counter() - start < 1
+
+
+def test_a_task_in_capitals_is_the_task():
+    assert task_of("[VQA] x") == task_of("[ Vqa ] x") == "vqa"
+    assert write_task("[ReFer] The Ship") == "[refer] The Ship"
+    assert task_of("[100, 146, 182, 238] what is it") == ""
 
 
 # ---- detections ----------------------------------------------------------------------------------

@@ -1,16 +1,19 @@
 """Commands do what /help says, and a conversation that is resumed continues where it was left."""
 import os
+from pathlib import Path
 
 import pytest
 
+import chat
 import tiny
-from conversations import handle_line, make_conversation, make_session
+from conversations import handle_line, make_conversation, make_session, script_answer
 from support.common import UserError
 from support.terminal.session import (
     KEPT_CACHES,
     Session,
     expand_paths,
     piped_lines,
+    run_command,
     split_arguments,
     typed_lines,
 )
@@ -207,3 +210,46 @@ def test_piped_lines_leave_out_empty_ones(monkeypatch):
     assert list(piped_lines()) == []
     monkeypatch.setattr("sys.stdin", Pipe([" a \n", "\n", "b\n"]))
     assert list(piped_lines()) == ["a", "b"]
+
+
+# ---- saving --------------------------------------------------------------------------------------
+
+def test_a_file_that_exists_is_written_over_only_when_told_and_an_input_never(tmp_path):
+    folder = tiny.model_folder(tmp_path / "model")
+    picture = tiny.picture(tmp_path / "a.png", 61, 47)
+    (tmp_path / "clip").mkdir()
+    frame = tiny.picture(tmp_path / "clip/0.png", 61, 47)
+    (tmp_path / "link.png").symlink_to(picture)
+    before, kept = Path(picture).read_bytes(), tmp_path / "kept.json"
+    kept.write_text("mine")
+    session = make_session(folder, picture)
+    script_answer(session.conversation, "yes")
+    handle_line(session, "[VQA] is there a road ?")
+    assert session.conversation.turns == [("[vqa] is there a road ?", "yes")]
+    for name in (kept, picture):
+        with pytest.raises(UserError):
+            run_command(session, f"/save {name}")
+    for name in (picture, tmp_path / "link.png"):
+        with pytest.raises(UserError, match="a picture of the conversation"):
+            run_command(session, f"/save {name} --overwrite")
+    run_command(session, f"/image {tmp_path / 'clip'}")
+    for name in (frame, picture):               # also one that was shown before
+        with pytest.raises(UserError, match="a picture of the conversation"):
+            run_command(session, f"/save {name} --overwrite")
+    assert kept.read_text() == "mine" and Path(picture).read_bytes() == before
+    run_command(session, "/image 1")
+    run_command(session, f"/save {kept} --overwrite")
+    assert "is there a road" in kept.read_text() and str(tmp_path) not in kept.read_text()
+
+
+def test_save_is_refused_before_the_model_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "prepare_streams", lambda: None)
+    picture = tiny.picture(tmp_path / "a.png", 61, 47)
+    (tmp_path / "talk.json").write_text("mine")
+    for name, more, why in ((picture, [], "a picture of the conversation"),
+                            (picture, ["--overwrite"], "a picture of the conversation"),
+                            (tmp_path / "talk.json", [], "exists; --overwrite")):
+        with pytest.raises(UserError, match=why):
+            chat.main([str(picture), "--model", "nowhere", "--prompt", "x", "--save", str(name),
+                       *more])
+    assert (tmp_path / "talk.json").read_text() == "mine"

@@ -201,3 +201,20 @@ def test_a_missing_picture_is_named_before_the_first_step(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row("gone.png"), row("gone too.png")]))
     with pytest.raises(DataError, match="gone.png: no such picture .*a.json names it, and 1 more"):
         read_data(tmp_path / "a.json")
+
+
+def test_a_deep_check_also_finds_what_headers_do_not_show(tmp_path):
+    """A picture whose pixels are damaged behind a sound header and before a sound end."""
+    tiny.picture(tmp_path / GOOD, 64, 48)
+    tiny.picture(tmp_path / "damaged.png", 200, 200)
+    content = bytearray((tmp_path / "damaged.png").read_bytes())
+    content[len(content) // 2:len(content) // 2 + 400] = bytes(400)
+    (tmp_path / "damaged.png").write_bytes(content)
+    (tmp_path / "rows.json").write_text(json.dumps([row(GOOD), row("damaged.png")]))
+    codes = []
+    for flags in ([], ["--deep"]):
+        done = subprocess.run(
+            [sys.executable, "data.py", "--check", str(tmp_path / "rows.json"), *flags],
+            cwd=tiny.ROOT, capture_output=True, text=True)
+        codes.append((done.returncode, "damaged.png" in done.stdout))
+    assert codes == [(0, False), (1, True)]

@@ -304,6 +304,7 @@ def edit_settings(checkpoint, **settings):
     """As an older version may have written them."""
     trainer = torch.load(checkpoint / "trainer.pt", weights_only=True)
     torch.save(trainer | {"config": trainer["config"] | settings}, checkpoint / "trainer.pt")
+    (checkpoint / "checksums.json").unlink()
 
 
 def test_a_checkpoint_holds_what_it_says_and_restores_it(folder, tmp_path):
@@ -355,3 +356,93 @@ def test_a_changed_setting_is_refused_by_name_unless_forced_or_free(folder, tmp_
     with pytest.raises(ModelError, match=r"other settings \(clip 1.0 -> 0.5\); --force"):
         resume(new_state(folder, tmp_path, **again))
     assert resume(new_state(folder, tmp_path, force=True, **again)) == 3
+
+
+@pytest.mark.parametrize("file", ["trainer.pt", "adapter.safetensors"])
+def test_a_flipped_bit_is_found_before_anything_is_resumed(folder, tmp_path, file, capsys):
+    first = save(new_state(folder, tmp_path), 3)
+    second = save(new_state(folder, tmp_path), 5)
+    content = bytearray((second / file).read_bytes())
+    content[len(content) // 2] ^= 64
+    (second / file).write_bytes(content)
+    assert newest_checkpoint(tmp_path)[0] == first
+    assert resume(new_state(folder, tmp_path, resume="auto")) == 3
+    assert f"{file}: its checksum differs" in capsys.readouterr().err
+    with pytest.raises(ModelError, match=f"{second}: damaged"):
+        resume(new_state(folder, tmp_path, resume=str(second)))
+
+
+def test_a_checkpoint_that_is_cut_off_is_refused_by_name(folder, tmp_path):
+    checkpoint = save(new_state(folder, tmp_path), 3)
+    cut(checkpoint / "trainer.pt", 0.99)
+    with pytest.raises(ModelError, match="damaged .trainer.pt: cut off"):
+        resume(new_state(folder, tmp_path, resume=str(checkpoint)))
+
+
+def test_the_room_a_checkpoint_asks_for_is_what_it_takes(folder, tmp_path, monkeypatch):
+    asked = []
+    check = checkpoints.check_free_space
+    monkeypatch.setattr(checkpoints, "check_free_space",
+                        lambda final, size: asked.append(size) or check(final, size))
+    for tune in ("lora", "full", "projector"):
+        checkpoint = save(new_state(folder, tmp_path / tune, tune=tune), 1)
+        written = sum((checkpoint / name).stat().st_size for name in (
+            "trainer.pt", "adapter.safetensors" if tune != "full" else "model.safetensors"))
+        assert 0.75 * written < asked[-1] < 1.05 * written, tune
+
+
+def test_a_save_that_fails_is_told_and_leaves_the_training_going(folder, tmp_path, monkeypatch,
+                                                                 capsys):
+    state = new_state(folder, tmp_path, save_steps=9)
+    state.step = 2
+    monkeypatch.setattr(checkpoints.torch, "save", lambda *_: (_ for _ in ()).throw(
+        OSError(errno.EIO, "Input/output error")))
+    assert checkpoints.try_save(state, Path("before")) == Path("before")
+    told = capsys.readouterr().err
+    assert "checkpoint-2: not written" in told and "tries again in 9 steps" in told
+    monkeypatch.undo()
+    assert checkpoints.try_save(state, None) == tmp_path / "checkpoint-2"
+
+
+def test_files_are_written_with_the_users_umask(folder, tmp_path):
+    before = os.umask(0o027)
+    try:
+        checkpoint = save(new_state(folder, tmp_path), 1)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in checkpoint.iterdir()} == {0o640}
+
+
+SOURCES = {"processes": 1, "data": ["a"], "pictures": ["b"], "tokenizer": "c", "base": "d"}
+
+
+@pytest.mark.parametrize("changed, words", [
+    ({"data": ["x"]}, "the rows of"), ({"pictures": ["x"]}, "size or time of the pictures"),
+    ({"tokenizer": "x"}, "tokenizer.model has changed"), ({"base": "x"}, "have changed"),
+    ({"processes": 2}, "processes 1 -> 2")])
+def test_what_has_changed_since_the_save_is_named_and_refused_unless_forced(
+        folder, tmp_path, changed, words):
+    state = new_state(folder, tmp_path)
+    state.sources = SOURCES
+    state.run = {"id": "1"} | SOURCES
+    save(state, 3)
+    again = new_state(folder, tmp_path, resume="auto")
+    again.sources = SOURCES | changed
+    with pytest.raises(ModelError, match=words):
+        resume(again)
+    forced = new_state(folder, tmp_path, resume="auto", force=True)
+    forced.sources = SOURCES | changed
+    assert resume(forced) == 3 and forced.run["id"] == "1"
+
+
+def test_more_processes_may_go_on_with_as_many_rows_a_step(folder, tmp_path, capsys):
+    state = new_state(folder, tmp_path, batch_size=4)
+    state.run = {"id": "1"} | SOURCES
+    save(state, 3)
+    for batch_size, grad_accum in ((2, 1), (1, 2)):
+        again = new_state(folder, tmp_path, resume="auto", batch_size=batch_size,
+                          grad_accum=grad_accum)
+        again.sources = SOURCES | {"processes": 2}
+        assert resume(again) == 3
+        told = capsys.readouterr().err
+        assert "processes 1 -> 2; batch_size 4 -> " in told and "4 rows a step as before" in told

@@ -13,9 +13,8 @@ import tiny
 import train
 from data import collate
 from support.checkpoints.files import ModelError
-from support.common import UserError
 from support.training.checkpoints import complete_checkpoints
-from support.training.distributed import BatchSchedule, check_shardable, with_dummy_image
+from support.training.distributed import check_shardable, with_dummy_image
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "PYTHONPATH": str(tiny.ROOT)}
@@ -186,40 +185,3 @@ def test_what_cannot_be_sharded_is_refused_in_one_line(arguments, word):
         check_shardable(*arguments)
     assert "--shard" in str(caught.value) and "\n" not in str(caught.value)
     check_shardable(2, "cuda", torch.bfloat16, 16)
-
-
-# ---- which rows ----------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("world_size, accum", [(1, 1), (2, 1), (3, 2)])
-def test_the_processes_together_get_every_row_once_an_epoch(world_size, accum):
-    schedules = [BatchSchedule(range(7), 2, accum, 7, rank, world_size)
-                 for rank in range(world_size)]
-    keys = [list(schedule.keys(0)) for schedule in schedules]
-    together = [key for micro in zip(*keys, strict=True) for batch in micro for key in batch]
-    assert together == [divmod(i, 7) for i in range(7 * 2 * accum * world_size)]
-    for rank, schedule in enumerate(schedules):
-        assert list(schedule.keys(3)) == keys[rank][3 * accum:]
-
-
-def test_the_sources_of_a_step_are_those_of_its_batches(tmp_path):
-    rows = tiny.rows(tiny.captions(tmp_path, 6))
-    schedule = BatchSchedule(rows, 1, 2, 3, rank=0, world_size=1)
-    batches = list(schedule.batches(1, num_workers=0))
-    assert len(batches) == 2 and all(len(step) == 2 for step in batches)
-    for step, micro_batches in enumerate(batches, start=2):
-        sources = schedule.sources(step)
-        assert len(sources) == 2
-        for source, batch in zip(sources, micro_batches, strict=True):
-            [row] = [i for i in range(6)
-                     if rows.samples[rows.samples_of_row(0, i)[0]].source == source]
-            assert torch.equal(batch["ids"], collate([rows[0, row]])["ids"])
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_error_in_a_loader_process_is_the_same_line(tmp_path, num_workers):
-    rows = tiny.rows(tiny.captions(tmp_path, 2))
-    for path in tmp_path.glob("*.png"):
-        path.unlink()
-    with pytest.raises(UserError) as caught:
-        next(BatchSchedule(rows, 1, 1, 1).batches(0, num_workers))
-    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)

@@ -69,12 +69,20 @@ def weight_files(place: Path) -> list[Path]:
     """Those that a folder's index names, or else those there are: safetensors before pickles."""
     for pattern, index in WEIGHT_FILES.items():
         if (place / index).is_file():
-            shards = sorted(set(read_json(place / index).get("weight_map", {}).values()))
-            return [place / Path(shard).name for shard in shards]       # never outside the folder
+            return [place / name for name in index_files(place / index)]
         found = sorted(place.glob(pattern))
         if found:
             return found
     return [place]
+
+
+def index_files(index: Path) -> list[str]:
+    """The shards that an index names, without folders: never outside its own. ModelError."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(
+            isinstance(name, str) for name in weight_map.values()):
+        raise ModelError(f"{index}: no weight_map of names to files")
+    return sorted({Path(name).name for name in weight_map.values()})
 
 
 class SafetensorsFile:
@@ -122,8 +130,7 @@ def load_pickled(path: Path) -> dict:
     """The dict that torch.save wrote, mapped. ModelError where it holds more than plain data."""
     check_download(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True,
-                             mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
     except Exception as error:                          # what is no pickle can fail in any way
         code = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it would run {code[1]}" if code else "damaged, or cut off"
@@ -131,6 +138,15 @@ def load_pickled(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: a dict of tensors is expected, not {type(content).__name__}")
     return content
+
+
+def can_map(path: Path) -> bool:
+    """Whether the tensors lie in a zip file as they are; in one that was compressed again, a
+    mapping would show the compressed bytes."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as file:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
 
 
 # ---- incomplete downloads ------------------------------------------------------------------------
@@ -252,10 +268,11 @@ SHARD_NUMEL = 1 << 30               # numbers in a shard: 2 GiB in 16 bits
 
 
 def write_shards(folder: Path, stem: str, tensors: dict[str, LazyTensor],
-                 dtype: torch.dtype | None = None) -> None:
+                 dtype: torch.dtype | None = None) -> list[str]:
     """STEM.safetensors; of a large model shards, and the index that names each tensor's shard.
 
-    dtype: of all but the LoRA; None: as they are. ModelError: no space, or weights in 8 or 4 bits.
+    dtype: of all but the LoRA; None: as they are. -> the names of the files with tensors.
+    ModelError: no space, or weights in 8 or 4 bits.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = list(split_into_shards(tensors))
@@ -272,6 +289,7 @@ def write_shards(folder: Path, stem: str, tensors: dict[str, LazyTensor],
     if len(shards) > 1:
         write_json(folder / f"{stem}.safetensors.index.json",
                    {"metadata": {"total_size": total_size}, "weight_map": weight_map})
+    return list(dict.fromkeys(weight_map.values()))
 
 
 def split_into_shards(tensors: dict[str, LazyTensor]) -> Iterator[list[str]]:

@@ -82,11 +82,12 @@ def fit_vit(tensors: Tensors, config: ViTConfig, prefix: str = "") -> Tensors:
 
 # ---- a model folder of ours ----------------------------------------------------------------------
 
-def read_folder(folder: Path, vit_config: ViTConfig) -> Tensors:
+def read_folder(folder: Path, vit_config: ViTConfig, above: tuple[Path, ...] = ()) -> Tensors:
     """All tensors of a model folder, under SkyEyeGPT's names.
 
     What the folder leaves out is read from the base that its config.json names: a model folder of
     ours again, or a released LLaMA or LLaVA, whose vision encoder is fitted to vit_config.
+    above: the folders whose base this one is.
     """
     file = folder / "config.json"
     config = read_json(file) if file.is_file() else {}
@@ -95,15 +96,41 @@ def read_folder(folder: Path, vit_config: ViTConfig) -> Tensors:
         return fit_vit(read_base(folder, heads), vit_config, "visual_encoder.")
     tensors = {}
     if config.get("base"):
-        base = folder / config["base"]
+        if not isinstance(config["base"], str):
+            raise ModelError(f"{file}: base is {repr(config['base'])[:80]}; a path is expected")
+        base, above = folder / config["base"], (*above, folder.resolve())
         if base.resolve() == folder.resolve():
             raise ModelError(f"{file}: names its own folder as its base")
+        if base.resolve() in above:
+            raise ModelError(f"{file}: names {base} as its base, whose base it is itself")
         if not base.is_dir():
             raise ModelError(f"{file}: its base {base} is gone; put it back or correct the entry")
-        tensors = read_folder(base, vit_config)
-    for weights in sorted(folder.glob("*.safetensors")):
-        tensors |= open_checkpoint(weights)
-    return tensors
+        tensors = read_folder(base, vit_config, above)
+    own: Tensors = {}
+    for weights in folder_weights(folder, config):
+        opened = open_checkpoint(weights)
+        if twice := own.keys() & opened.keys():
+            raise ModelError(f"{weights}: holds {list_some(sorted(twice))}, and so does another "
+                             f"file of {folder}; move what does not belong to the model away")
+        own |= opened
+    return tensors | own
+
+
+def folder_weights(folder: Path, config: dict) -> list[Path]:
+    """The files that config.json's "files" names; all *.safetensors where it has no such entry, as
+    in folders of earlier versions. ModelError: another one lies beside them."""
+    present = sorted(folder.glob("*.safetensors"))
+    files = config.get("files")
+    if files is None:
+        return present
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise ModelError(f"{folder}/config.json: files is {repr(files)[:80]}; a list of names is "
+                         "expected")
+    strays = [path.name for path in present if path.name not in files]
+    if strays:
+        raise ModelError(f"{folder}: {list_some(strays)} is not of this model, whose config.json "
+                         f"names {list_some(files)}; move it away")
+    return [folder / Path(name).name for name in files]
 
 
 # ---- the parts of SkyEyeGPT ----------------------------------------------------------------------
@@ -119,6 +146,9 @@ def read_base(folder: Path, heads: int) -> Tensors:
     found |= {f"visual_encoder.{k}": v for k, v in extract_vit(tensors).items()}
     found |= extract_adapter(tensors)
     require_all_used(folder, tensors, found)
+    head, embedding = "llama_model.lm_head.weight", "llama_model.model.embed_tokens.weight"
+    if head not in found and embedding in found and is_tied(folder):
+        found[head] = found[embedding]          # written once; two tensors of ours
     return found
 
 
@@ -174,23 +204,116 @@ PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin", "projector.safet
               "non_lora_trainables.bin")
 PLAIN_LORA = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False,
               "fan_in_fan_out": False, "modules_to_save": None, "layers_to_transform": None}
+# Entries that change nothing about what a trained LoRA computes, or that are read below. Any other
+# one means more than a plain LoRA, unless it is empty or False.
+HARMLESS_ENTRIES = {"r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern",
+                    "alpha_pattern", "init_lora_weights", "task_type", "inference_mode", "revision",
+                    "base_model_name_or_path", "auto_mapping", "peft_version", "runtime_config",
+                    "megatron_core", "qalora_group_size", "eva_config"}
+# How B and A began: those which leave the base's weights as they are. PiSSA, OLoRA, LoftQ and CorDA
+# change them, so their adapters do not fit the base that was downloaded.
+PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def open_peft_folder(folder: Path) -> tuple[Tensors, LoRAConfig]:
-    """A folder of the library peft -> its tensors under their own names, and the configuration."""
+    """A folder of the library peft -> its tensors under their own names, and the configuration.
+
+    ModelError, by the entry's name: what it computes cannot be written as a LoRAConfig.
+    """
     file = folder / "adapter_config.json"
     config = read_json(file)
-    for key, expected in PLAIN_LORA.items():
-        if (config.get(key) or expected) != expected:
-            raise ModelError(f"{file}: {key} is {config[key]!r}; a plain LoRA, with {expected!r}, "
-                             "is expected")
+    for key, value in config.items():
+        if key in PLAIN_LORA or key not in HARMLESS_ENTRIES:
+            expected = PLAIN_LORA.get(key)
+            if (value or expected) != expected:
+                raise ModelError(f"{file}: {key} is {repr(value)[:80]}; a plain LoRA, with "
+                                 f"{expected!r}, is expected")
+    start = config.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        raise ModelError(f"{file}: init_lora_weights is {repr(start)[:80]}, which changes the "
+                         "base's weights; convert it to a plain LoRA with peft's save_pretrained("
+                         "path_initial_model_for_weight_conversion=..)")
     tensors = {}
     for name in PEFT_FILES:
         if (folder / name).is_file():
             tensors |= open_checkpoint(folder / name)
-    return tensors, LoRAConfig(config["r"], float(config["lora_alpha"]),
-                               config.get("lora_dropout", 0.0),
-                               tuple(sorted(config["target_modules"])))
+    ranks = {lora_layer(name): tensor.shape[0] for name, tensor in tensors.items()
+             if ".lora_A." in name}
+    if not ranks:
+        raise ModelError(f"{folder}: no LoRA in {' or '.join(PEFT_FILES[:2])}; is the download "
+                         "complete?")
+    try:
+        check_targets(config["target_modules"], list(ranks))
+        return tensors, LoRAConfig(
+            same_for_all(config, "r", "rank_pattern", ranks),
+            float(same_for_all(config, "lora_alpha", "alpha_pattern", dict.fromkeys(ranks))),
+            float(config.get("lora_dropout") or 0.0), same_targets(list(ranks)))
+    except KeyError as error:
+        raise ModelError(f"{file}: no {error}") from None
+    except (TypeError, ValueError, re.error) as error:
+        raise ModelError(f"{file}: {error}") from None
+
+
+def lora_layer(name: str) -> str:
+    """A LoRA tensor's name -> its layer's in the base, "model.layers.0.self_attn.q_proj"."""
+    return name.partition(".lora_A.")[0].removeprefix("base_model.model.")
+
+
+def same_for_all(config: dict, key: str, pattern_key: str, found: dict[str, int | None]
+                 ) -> float:
+    """config[key], or what config[pattern_key] has for the layers: one number for all of them.
+
+    found: layer -> what its tensor shows, or None. ValueError: the numbers differ.
+    """
+    patterns, numbers = config.get(pattern_key) or {}, {}
+    for layer, seen in found.items():
+        fits = (number for pattern, number in patterns.items()      # peft takes the first one
+                if re.match(rf"(.*\.)?({pattern})$", layer))
+        numbers[layer] = number = next(fits, config[key])
+        if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+            raise ValueError(f"{key} of {layer} is {repr(number)[:80]}; a number is expected")
+        if seen not in (None, number):
+            raise ValueError(f"{key} of {layer} is {number} by {key} and {pattern_key}, its tensor "
+                             f"has rank {seen}")
+    first = next(iter(numbers))
+    other = next((layer for layer in numbers if numbers[layer] != numbers[first]), first)
+    if other != first:
+        raise ValueError(f"{pattern_key} gives {first} {numbers[first]} and {other} "
+                         f"{numbers[other]}; a LoRA with one {key} is expected")
+    return numbers[first]
+
+
+def check_targets(targets: str | list[str], layers: list[str]) -> None:
+    """ValueError unless target_modules, as peft reads it, names just the layers that have a LoRA:
+    ends of names, one regular expression of whole names, or "all-linear"."""
+    if isinstance(targets, str):
+        strays = [] if targets.lower() == "all-linear" else [
+            layer for layer in layers if not re.fullmatch(targets, layer)]
+        unused: list[str] = []
+    else:
+        ends = tuple(f".{target}" for target in targets)
+        strays = [layer for layer in layers if not f".{layer}".endswith(ends)]
+        unused = [target for target in targets
+                  if not any(f".{layer}".endswith(f".{target}") for layer in layers)]
+    if strays:
+        raise ValueError(f"target_modules does not name {list_some(strays)}, whose LoRA is there")
+    if unused:
+        raise ValueError(f"target_modules names {list_some(unused)}, whose LoRA is not there; is "
+                         "the download complete?")
+
+
+def same_targets(layers: list[str]) -> tuple[str, ...]:
+    """-> the last parts of the layers' names. ValueError unless each decoder layer has the same."""
+    names: dict[str, set[str]] = {}
+    for layer in layers:
+        block, _, name = layer.rpartition(".")
+        names.setdefault(re.sub(r"(\.layers\.[0-9]+)\..*", r"\1", block), set()).add(name)
+    everywhere = set.union(*names.values())
+    for block, own in names.items():
+        if own != everywhere:
+            raise ValueError(f"target_modules leaves {list_some(sorted(everywhere - own))} of "
+                             f"{block} without a LoRA; one on every layer is expected")
+    return tuple(sorted(everywhere))
 
 
 # ---- the language model's configuration ----------------------------------------------------------
@@ -212,11 +335,16 @@ def read_llama_config(folder: Path) -> dict:
     if not file.is_file():
         raise ModelError(f"{folder}: neither config.json (Hugging Face) nor params.json (Meta)")
     config = read_json(file)
-    config |= config.get("text_config") or {}           # of LLaVA
-    config |= config.get("rope_parameters") or {}       # of transformers from version 5 on
+    for key in ("text_config", "rope_parameters"):      # of LLaVA; of transformers from 5 on
+        entries = config.get(key) or {}
+        if not isinstance(entries, dict):
+            raise ModelError(f"{file}: {key} is {repr(entries)[:80]}; an object is expected")
+        config |= entries
     check_architecture(file, config)
-    return {ours: config[theirs] for theirs, ours in (HF_KEYS | META_KEYS).items()
-            if theirs in config}
+    fields = {ours: config[theirs] for theirs, ours in (HF_KEYS | META_KEYS).items()
+              if theirs in config}
+    check_sizes(file, fields)
+    return fields
 
 
 def check_architecture(file: Path, config: dict) -> None:
@@ -226,8 +354,52 @@ def check_architecture(file: Path, config: dict) -> None:
     kv_heads = config.get("num_key_value_heads") or config.get("n_kv_heads") or heads
     if kv_heads != heads:
         raise ModelError(f"{file}: fewer keys than queries; LLaMA-2 7B and 13B have as many")
-    if config.get("rope_scaling") or config.get("rope_type", "default") != "default":
+    if not is_plain_rope(config.get("rope_scaling")) or not is_plain_rope(config):
         raise ModelError(f"{file}: RoPE is scaled; LLaMA-2's is not")
+    activation = config.get("hidden_act") or "silu"
+    if activation not in ("silu", "swish"):
+        raise ModelError(f"{file}: hidden_act is {repr(activation)[:80]}; LLaMA's is silu")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise ModelError(f"{file}: {key} is on; LLaMA-2's layers have no bias")
+
+
+def is_plain_rope(entries: dict | None) -> bool:
+    """Whether rope_scaling, or what stands in its place, leaves RoPE as it is."""
+    if not isinstance(entries, dict):
+        return not entries
+    kind = entries.get("rope_type") or entries.get("type") or "default"
+    return kind == "default" or (kind == "linear" and entries.get("factor") == 1)
+
+
+MAX_DEPTH, MAX_SIZE = 1000, 10_000_000
+
+
+def check_sizes(file: Path, fields: dict) -> None:
+    """ModelError where a number of a configuration is none, or one that no model has.
+
+    fields: those of a config dataclass, nested or not.
+    """
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            check_sizes(file, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            limit = MAX_DEPTH if name in ("depth", "experts") else MAX_SIZE
+            if not -1 <= value <= limit:        # -1: a vocab_size that Meta leaves open
+                raise ModelError(f"{file}: {name} is {str(value)[:20]}; at most {limit:,} is "
+                                 "expected")
+        elif name in ("width", "depth", "heads", "vocab_size", "mlp_width", "max_positions"):
+            if value is not None:
+                raise ModelError(f"{file}: {name} is {repr(value)[:80]}; a number is expected")
+
+
+def is_tied(folder: Path) -> bool:
+    """Whether config.json says that the head is the embedding."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    inner = config.get("text_config")
+    config = config | inner if isinstance(inner, dict) else config
+    return bool(config.get("tie_word_embeddings"))
 
 
 def sizes_from_shapes(tensors: Tensors) -> dict:

@@ -4,16 +4,18 @@ papers.json beside this file holds the tables of the papers, a key a split ("rsv
 """
 import json
 import math
+import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from data import encode_box, load_images
-from support.common import Box
+from support.common import Box, UserError, read_json, write_atomic
 from support.evaluation.benchmarks import published_key
 from support.evaluation.runs import provenance_line
 from support.images.draw import MARGIN, contact_sheet, draw_boxes
@@ -33,14 +35,53 @@ class TaskResult:
     remarks: list[str] = field(default_factory=list)
 
 
-def write_report(folder: Path, results: Sequence[TaskResult], record: dict) -> str:
-    """Write metrics.json and table.md -> the table. record: where the answers came from."""
+def check_output(folder: Path) -> None:
+    """Before a run: UserError where its report could not be written, or would write over a file
+    that is none of eval.py's."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing}: a file, not a folder; --output_dir names the folder to write")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing}: cannot be written; --output_dir names another folder")
+    metrics, table = folder / "metrics.json", folder / "table.md"
+    own = metrics.is_file() and is_report(metrics)
+    for file in (metrics, table):
+        if file.exists() and not own:
+            raise UserError(f"{file}: not written by eval.py; --output_dir names another folder")
+
+
+def check_sheet(file: Path, overwrite: bool) -> None:
+    """Before a run: UserError where the sheet could not be written, or --overwrite is needed."""
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"--sheet {file}: a picture is written as .png, .jpg, ..")
+    if not file.parent.is_dir():
+        raise UserError(f"--sheet {file}: no such folder")
+    if file.exists() and not overwrite:
+        raise UserError(f"--sheet {file}: exists; --overwrite writes over it")
+
+
+def is_report(file: Path) -> bool:
+    try:
+        found = read_json(file)
+    except UserError:
+        return False
+    return isinstance(found, dict) and {"provenance", "results"} <= found.keys()
+
+
+def write_report(folder: Path | None, results: Sequence[TaskResult], record: dict) -> str:
+    """Write metrics.json and table.md, unless the folder is None -> the table.
+
+    record: where the answers came from. OSError: they cannot be written.
+    """
     model = Path(record["model"]).resolve().name
     text = format_report(model, results, provenance_line(record))
+    if folder is None:
+        return text
     metrics = {"provenance": record, "results": [asdict(result) for result in results]}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    for name, content in (("metrics.json", json.dumps(metrics, indent=2) + "\n"),
+                          ("table.md", text)):
+        write_atomic(folder / name, partial(Path.write_text, data=content, encoding="utf-8"))
     return text
 
 
@@ -53,7 +94,8 @@ EMPTY = "(nothing)"                         # an empty answer
 def format_report(model: str, results: Sequence[TaskResult], source: str) -> str:
     """model: the name of its folder. source: where the answers came from, in a line."""
     sections = [format_section(model, result) for result in results]
-    return "\n\n".join([*sections, LEGEND, source]) + "\n"
+    text = "\n\n".join([*sections, LEGEND, source]) + "\n"
+    return text.encode("utf-8", "replace").decode()             # no lone surrogates of an answer
 
 
 def format_section(model: str, result: TaskResult) -> str:
@@ -239,7 +281,8 @@ def draw_row(row: dict, picture: Image.Image) -> tuple[Image.Image, str]:
     for box in row["boxes"]:
         text = encode_box(box, *row["size"], row.get("pad", False))
         truth = truth.replace("<bbox>", text, 1)
-    return picture, f"row {row['row']}: {row['question']}\n> {row['answer']}\ntrue: {truth}"
+    text = f"row {row['row']}: {row['question']}\n> {row['answer']}\ntrue: {truth}"
+    return picture, text.encode("utf-8", "replace").decode()    # no lone surrogates
 
 
 def visible_box(box: Box, scale: float, margin: float, size: tuple[int, int]) -> Box:

@@ -1,4 +1,5 @@
-"""What the modules about pictures share: suffixes, errors, size limits, bands, 8-bit stretch."""
+"""What the modules about pictures share: formats, errors, size limits, bands, 8-bit stretch."""
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -8,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from support.common import UserError, failed_download
+from support.common import UserError, failed_download, printable, require_regular_file
 
 # In the order in which a name without a suffix is completed.
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 ANIMATION_SUFFIXES = (".gif", ".webp")
+# What Pillow may open: of its other formats, one runs programs (EPS). A TIFF: after its tags.
+PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "JPEG2000")
+ANIMATION_FORMATS = ("GIF", "WEBP")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov")
 
 ORIENTATION_TAG = 274               # of EXIF and TIFF: how a stored picture is to be turned, 1 .. 8
@@ -41,23 +45,32 @@ class MissingPackage(PictureError):
 @contextmanager
 def one_line_errors(path: str | Path) -> Iterator[None]:
     """Whatever a decoder raises inside becomes a PictureError that begins with the path."""
+    file, path = path, printable(path)
+    try:
+        require_regular_file(file)
+    except FileNotFoundError:
+        pass                                    # told below
+    except IsADirectoryError:
+        raise PictureError(f"{path}: not a picture (a folder)") from None
+    except OSError as error:
+        raise PictureError(f"{path}: no such picture ({error.strerror})") from None
+    except UserError as error:
+        raise PictureError(str(error)) from None
     try:
         yield
     except PictureError as error:
         raise type(error)(f"{path}: {error}") from None
     except (FileNotFoundError, NotADirectoryError):
         raise PictureError(f"{path}: no such picture") from None
-    except IsADirectoryError:
-        raise PictureError(f"{path}: not a picture (a folder)") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{path}: not a picture ({describe_file(path)})") from None
+        raise PictureError(f"{path}: not a picture ({describe_file(file)})") from None
     except Image.DecompressionBombError as error:
         pixels = int(re.findall(r"[0-9]+", str(error))[0])
         raise PictureError(f"{path}: {too_large(pixels)}") from None
     except MemoryError:
         raise PictureError(f"{path}: too large for this machine's memory; cut it up") from None
     except Exception as error:      # zlib, struct, libtiff, tifffile: each has its own kinds
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = printable(" ".join(str(error).split())) or type(error).__name__
         raise PictureError(f"{path}: cannot be read ({text}); is the file complete?") from None
 
 
@@ -72,7 +85,7 @@ def describe_file(path: str | Path) -> str:
         return reason
     if head.startswith(MAGIC_BYTES):
         return "it begins like one but is damaged; is the file complete?"
-    return "unknown format; PNG, JPEG, TIFF, GIF, WebP and BMP are read"
+    return "unknown format; PNG, JPEG, TIFF, GIF, WebP, BMP and JPEG 2000 are read"
 
 
 # ---- size limits ---------------------------------------------------------------------------------
@@ -80,16 +93,21 @@ def describe_file(path: str | Path) -> str:
 MAX_PIXELS = 500_000_000            # a picture of more pixels is refused
 LARGE_PIXELS = 64_000_000           # one of more pixels is reduced while it is read ..
 MAX_SIDE = 8192                     # .. until its longer side is at most this long
+MAX_DECODED_BYTES = 2_000_000_000   # what a decoder may hold of one picture
 
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def reduction_factor(size: tuple[int, int]) -> int:
-    """By which whole number a picture of this width and height is reduced while it is read."""
-    width, height = size
-    return ceil_div(max(size), MAX_SIDE) if width * height > LARGE_PIXELS else 1
+def reduction_factor(size: tuple[int, int], most: int = 0) -> int:
+    """By which whole number a picture of this width and height is reduced while it is read.
+
+    most: no more than so many pixels are wanted, where that is less than LARGE_PIXELS.
+    """
+    pixels = size[0] * size[1]
+    factor = ceil_div(max(size), MAX_SIDE) if pixels > LARGE_PIXELS else 1
+    return max(factor, math.ceil(math.sqrt(pixels / most)) if most else 1)
 
 
 def describe_reduction(factor: int) -> str:
@@ -100,6 +118,15 @@ def check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise PictureError(too_large(width * height))
+
+
+def check_memory(size: tuple[int, int], bytes_per_pixel: int) -> None:
+    """For what has to be decoded as a whole. The bytes are about what its decoder takes at once."""
+    needed = size[0] * size[1] * bytes_per_pixel
+    if needed > MAX_DECODED_BYTES:
+        raise PictureError(f"{size[0]} x {size[1]} pixels take {needed / 1e9:.1f} GB to decode, at "
+                           f"most {MAX_DECODED_BYTES / 1e9:.1f} are used; cut it into smaller "
+                           f"pictures, or save it as a TIFF in tiles")
 
 
 def too_large(pixels: int) -> str:
@@ -115,6 +142,7 @@ def pixel_limit() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)        # of tags that Pillow cannot parse
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before

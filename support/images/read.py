@@ -7,24 +7,31 @@ pixels is reduced while it is read.
 `read_headers` finds the sizes of a whole data set's pictures, and files that are cut off, without
 decoding a pixel.
 """
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import Pool
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+import support.images.common as limits
+from support.common import printable
 from support.images.common import (
     MAX_SIDE,
     ORIENTATION_TAG,
+    PILLOW_FORMATS,
     VIDEO_SUFFIXES,
     MissingPackage,
     PictureError,
     ceil_div,
+    check_memory,
     check_size,
     choose_bands,
     describe_bands,
@@ -37,14 +44,23 @@ from support.images.common import (
     reduction_factor,
     stretch,
 )
-from support.images.tiff import (
+from support.images.ends import (
+    is_complete,
+    png_chunks,
+    png_without_extras,
+    read_gif_frames,
+    scans_are_separate,
+)
+from support.images.tags import (
+    DAMAGED_EXIF,
+    NO_PIXELS,
     WHITE_IS_ZERO,
     TiffInfo,
-    pillow_is_right,
-    read_tiff,
+    exif_is_damaged,
+    read_missing,
     read_tiff_info,
-    tifffile_is_right,
 )
+from support.images.tiff import check_tags, pillow_is_right, read_tiff, tifffile_is_right
 
 
 @dataclass(frozen=True)
@@ -54,58 +70,70 @@ class Picture:
     note: str                       # "" or what the user should know
 
 
-def read_picture(path: str | Path, bands: tuple[int, ...] = (), min_side: int = 0) -> Picture:
+def read_picture(path: str | Path, bands: tuple[int, ...] = (), min_side: int = 0,
+                 most: int = 0) -> Picture:
     """The picture to show. PictureError: one line that begins with the path.
 
     bands: one to show in gray, or three as red, green and blue, counted from 1; (): the first ones.
     min_side: a JPEG may be decoded smaller, both sides at least so long; 0: every pixel.
+    most: no more pixels than these are wanted of it; 0: as many as of any picture.
     """
     with one_line_errors(path), pixel_limit():
-        stored, orientation = read_stored(path, tuple(bands), min_side)
-        stored.image.getexif()[ORIENTATION_TAG] = orientation
-        ImageOps.exif_transpose(stored.image, in_place=True)
-        return Picture(stored.image, oriented_size(stored.size, orientation), stored.note)
+        stored, orientation = read_stored(path, tuple(bands), min_side, most)
+        image = stored.image
+        if orientation in TURNS:
+            image = image.transpose(TURNS[orientation])
+        for key in ORIENTATION_KEYS:            # or it would be turned again where it is saved
+            image.info.pop(key, None)
+        return Picture(image, oriented_size(stored.size, orientation), stored.note)
 
 
-def read_stored(path: str | Path, bands: tuple[int, ...], min_side: int) -> tuple[Picture, int]:
+def read_stored(path: str | Path, bands: tuple[int, ...], min_side: int, most: int
+                ) -> tuple[Picture, int]:
     """-> the picture as it is stored, not turned yet, and its EXIF orientation."""
     tiff = read_tiff_info(path)
     if tiff is None:
-        return read_with_pillow(path, None, bands, min_side)
+        return read_with_pillow(path, None, bands, min_side, most)
     check_size(tiff.size)
-    trusted, large = pillow_is_right(tiff, bands), reduction_factor(tiff.size) > 1
+    if missing := read_missing(path):
+        raise PictureError(f"{missing}; is the file complete?" * (missing != NO_PIXELS)
+                           or NO_PIXELS)
+    trusted, large = pillow_is_right(tiff, bands), reduction_factor(tiff.size, most) > 1
     if not trusted or (large and tifffile_is_right(tiff)):      # Pillow would decode all of it
         try:
-            return read_with_tifffile(path, tiff, bands)
+            return read_with_tifffile(path, tiff, bands, most)
         except MissingPackage:
             if not trusted:
                 raise
     try:
-        return read_with_pillow(path, tiff, bands, min_side)
+        return read_with_pillow(path, tiff, bands, min_side, most)
     except UnidentifiedImageError:              # a kind of TIFF that Pillow refuses
-        return read_with_tifffile(path, tiff, bands)
+        return read_with_tifffile(path, tiff, bands, most)
 
 
-def read_with_tifffile(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...]
+def read_with_tifffile(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], most: int
                        ) -> tuple[Picture, int]:
-    factor = reduction_factor(tiff.size)
+    factor = reduction_factor(tiff.size, most)
     image, note = read_tiff(path, tiff, bands, factor)
-    note = join_notes(note, describe_reduction(factor))
+    note = join_notes(tiff.note, note, describe_reduction(factor))
     return Picture(image, tiff.size, note), tiff.orientation
 
 
 def read_with_pillow(path: str | Path, tiff: TiffInfo | None, bands: tuple[int, ...],
-                     min_side: int) -> tuple[Picture, int]:
+                     min_side: int, most: int) -> tuple[Picture, int]:
     """tiff: its tags, where the file is one."""
-    with Image.open(path) as image:
-        size, factor = image.size, reduction_factor(image.size)
+    with open_picture(path, tiff) as image:
+        orientation, exif_note = read_orientation(image, path, tiff)
+        note_of_file = join_notes(image.info.get(NOTE_KEY, ""), exif_note)
+        size, factor = image.size, reduction_factor(image.size, most)
         large, step = factor > 1, 1
         if min_side:
             image.draft(None, (min_side, min_side))             # a JPEG at 1/2, 1/4 or 1/8
         elif large:
             image.draft(None, (size[0] // factor, size[1] // factor))
+        check_memory(*decoder_needs(image, path, size))
         if large:                               # what is left to reduce after the JPEG decoder
-            step = ceil_div(max(image.size), MAX_SIDE)
+            step = max(ceil_div(max(image.size), MAX_SIDE), reduction_factor(image.size, most))
             factor = ceil_div(size[0], image.size[0]) * step
         values = deep_values(image, path, step)
         if values is not None:
@@ -114,8 +142,106 @@ def read_with_pillow(path: str | Path, tiff: TiffInfo | None, bands: tuple[int, 
             shown, note = flatten(reduce_image(image, step), bands, tiff is None or tiff.alpha)
             if tiff and not bands:
                 note = note or describe_hidden_bands(image, tiff)
-        orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    return Picture(shown, size, join_notes(note, describe_reduction(factor))), orientation
+    note = join_notes(tiff.note if tiff else note_of_file, note, describe_reduction(factor))
+    return Picture(shown, size, note), orientation
+
+
+# ---- opening -------------------------------------------------------------------------------------
+
+NOTE_KEY = "note of open_picture"               # in `info` of an open picture
+
+
+def open_picture(path: str | Path, tiff: TiffInfo | None = None,
+                 formats: Iterable[str] = PILLOW_FORMATS) -> Image.Image:
+    """Nothing but these formats, or a TIFF whose tags are known, is tried. Decodes no pixel."""
+    try:
+        image = Image.open(path, formats=("TIFF",) if tiff else tuple(formats))
+    except UnidentifiedImageError:
+        repaired = None if tiff or "PNG" not in formats else png_without_extras(path)
+        if repaired is None:
+            raise
+        image = Image.open(repaired, formats=("PNG",))
+        image.info[NOTE_KEY] = f"{DAMAGED_EXIF} or its texts are: not used, not turned"
+    if tiff and tiff.page:
+        image.seek(tiff.page)
+    return image
+
+
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+         4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+MAX_EXIF = 2**20                                # bytes of a PNG's EXIF that comes behind its pixels
+
+
+def read_orientation(image: Image.Image, path: str | Path, tiff: TiffInfo | None
+                     ) -> tuple[int, str]:
+    """Of an open picture that is not decoded yet -> 1 .. 8, and a note where it is damaged."""
+    if tiff:
+        return 1, ""                            # Pillow turns it while it decodes
+    if image.format == "PNG" and not any(key in image.info for key in ORIENTATION_KEYS):
+        if not isinstance(image.fp, io.BytesIO):            # not one that was repaired
+            read_late_exif(image, path)
+    try:
+        # Of a PNG without EXIF before its pixels, Pillow's own method would decode all of them.
+        orientation = Image.Image.getexif(image).get(ORIENTATION_TAG)
+    except Exception:               # of a damaged block: SyntaxError, struct.error, ValueError ..
+        orientation = 0
+    if orientation is None:                     # Pillow reads a damaged block as an empty one
+        damaged = exif_is_damaged(image.info.get("exif", b""))
+        return 1, f"{DAMAGED_EXIF}: not turned" if damaged else ""
+    if type(orientation) is not int or not 1 <= orientation <= 8:
+        return 1, f"{DAMAGED_EXIF}: not turned"
+    return orientation, ""
+
+
+def read_late_exif(image: Image.Image, path: str | Path) -> None:
+    """Of a PNG: an EXIF chunk may come behind the pixels."""
+    with open(path, "rb") as file:
+        for chunk in png_chunks(file):
+            if chunk.name == b"eXIf" and chunk.length <= MAX_EXIF:
+                file.seek(chunk.start)
+                image.info["exif"] = b"Exif\0\0" + file.read(chunk.length)
+
+
+MAX_FRAMES = 20_000                 # of an animation; each one before the last is decoded
+
+
+def check_animation(image: Image.Image, path: str | Path) -> int:
+    """-> the number of frames of an open picture, 1 for a format that has none. Nothing is decoded.
+    PictureError where all of them together are too much."""
+    size, count = image.size, 1
+    if image.format == "GIF":
+        with open(path, "rb") as file:
+            found = read_gif_frames(file, MAX_FRAMES + 1)
+        count, size = max(1, found.count), found.size
+    elif image.format == "WEBP":
+        count = image.n_frames
+    if count > 1:
+        if size[0] * size[1] * count > limits.MAX_PIXELS or count > MAX_FRAMES:
+            raise PictureError(f"{count:,} frames of {size[0]} x {size[1]} pixels; at most "
+                               f"{MAX_FRAMES:,} frames and {limits.MAX_PIXELS // 10**6} million "
+                               f"pixels are read of an animation; give a folder with some of its "
+                               f"frames")
+        check_memory(size, 12)                  # the frame, the one before, the next
+    return count
+
+
+def decoder_needs(image: Image.Image, path: str | Path, whole: tuple[int, int]
+                  ) -> tuple[tuple[int, int], int]:
+    """-> of how many pixels its decoder holds how many bytes each, about.
+
+    image: open, not decoded; `draft` may have made it smaller than its `whole` size.
+    """
+    if image.format in ("JPEG", "MPO"):
+        with open(path, "rb") as file:
+            if scans_are_separate(file):        # all coefficients, of 2 bytes
+                return whole, 2 * len(image.getbands())
+    if image.format in ("WEBP", "JPEG2000"):    # two canvases and a copy; numbers of 4 bytes
+        return image.size, 16 if image.mode not in ("L", "I;16") else 8
+    if image.format == "PNG" and image.tile and image.tile[0][3] in LOW_BYTES:
+        return image.size, 8                    # decoded twice
+    return image.size, {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(image.mode, 4)
 
 
 def describe_hidden_bands(image: Image.Image, tiff: TiffInfo) -> str:
@@ -187,33 +313,39 @@ def deep_values(image: Image.Image, path: str | Path, step: int) -> np.ndarray |
     Not means: which value stands for no data is not known here. PictureError where Pillow drops
     bits.
     """
+    check_bits(image, path)
     if image.mode[0] in "IF":
-        values = np.asarray(image)[::step, ::step, None].astype(np.float32)
+        values = every_nth(image, step)[..., None].astype(np.float32)
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             values[values == transparent] = np.nan
         return values
     if image.format == "PNG":
         return deep_png(image, path, step)
-    if image.format == "JPEG2000" and bits_of_jpeg2000(path) > 8:
-        raise PictureError("a JPEG 2000 of over 8 bits in color; save it as TIFF")
     return None
 
 
 def deep_png(image: Image.Image, path: str | Path, step: int) -> np.ndarray | None:
     """16-bit colors: Pillow keeps the high bytes; with the byte order swapped, the low bytes."""
     name, box, offset, raw_mode = image.tile[0]
-    if raw_mode == "LA;16B":
-        raise PictureError("16-bit gray with transparency; save it without")
     if raw_mode not in LOW_BYTES:
         return None
-    values = np.asarray(image)[::step, ::step].astype(np.float32) * 256
-    with Image.open(path) as again:
+    values = every_nth(image, step).astype(np.float32) * 256
+    with open_picture(path, formats=("PNG",)) as again:
         again.tile = [(name, box, offset, LOW_BYTES[raw_mode])]
-        values += np.asarray(again)[::step, ::step]
+        values += every_nth(again, step)
     if values.shape[2] == 4:
         values[values[..., 3] == 0] = np.nan
     return values[..., :3]
+
+
+def every_nth(image: Image.Image, step: int) -> np.ndarray:
+    """[H / step, W / step, ..]: every step-th pixel, without a second copy of all of them."""
+    if step == 1:
+        return np.asarray(image)
+    width, height = image.size
+    return np.stack([np.asarray(image.crop((0, y, width, y + 1)))[0, ::step]
+                     for y in range(0, height, step)])
 
 
 def bits_of_jpeg2000(path: str | Path) -> int:
@@ -244,7 +376,6 @@ def show_deep(values: np.ndarray, bands: tuple[int, ...], tiff: TiffInfo | None,
 
 # ---- headers -------------------------------------------------------------------------------------
 
-END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 PARALLEL_FROM = 500                 # files; fewer are read before a process pool has started
 
 
@@ -254,43 +385,105 @@ class PictureHeader(NamedTuple):
     fault: str                      # "" or one line that begins with the path
 
 
-def read_headers(paths: Iterable[str]) -> dict[str, PictureHeader]:
-    """Each path once, in the order given, read by several processes where there are many."""
+def read_headers(paths: Iterable[str], bands: tuple[int, ...] | None = None
+                 ) -> dict[str, PictureHeader]:
+    """Each path once, in the order given, read by several processes where there are many.
+
+    bands: as read_picture takes them; None where they are not known yet: then a picture of many
+    bands has a note, not a fault.
+    """
     paths = list(dict.fromkeys(paths))
+    return dict(zip(paths, map_pictures(partial(read_header, bands=bands), paths), strict=True))
+
+
+def read_notes(paths: Iterable[str]) -> dict[str, str]:
+    """As read_headers: what the user should know of each picture's tags, or "". For those that can
+    be read: damaged EXIF data, which page is shown, bands that have to be chosen."""
+    paths = list(dict.fromkeys(paths))
+    return dict(zip(paths, map_pictures(read_note, paths), strict=True))
+
+
+Result = TypeVar("Result")
+
+
+def map_pictures(function: Callable[[str], Result], paths: list[str], chunk: int = 200
+                 ) -> list[Result]:
+    """function(path) of each, by several processes where there are many, `chunk` paths at a time.
+
+    PictureError where one of the processes is killed: the others would wait for it.
+    """
     if len(paths) < PARALLEL_FROM:
-        return {path: read_header(path) for path in paths}
-    with Pool(os.cpu_count()) as pool:
-        headers = tqdm(pool.imap(read_header, paths, chunksize=200), total=len(paths),
-                       unit="picture", disable=None)
-        return dict(zip(paths, headers, strict=True))
+        return [function(path) for path in paths]
+    results: list[Result] = []
+    pool = ProcessPoolExecutor(os.cpu_count())
+    try:
+        found = tqdm(pool.map(function, paths, chunksize=chunk), total=len(paths), unit="picture",
+                     disable=None)
+        results.extend(found)
+    except BrokenProcessPool:
+        raise PictureError(f"{printable(paths[len(results)])}: a process that reads this picture, "
+                           f"or one of those after it, was killed; was the memory used up?"
+                           ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return results
 
 
-def read_header(path: str) -> PictureHeader:
-    """Size and faults of a picture; of a clip only whether it exists. Decodes no pixel."""
-    if Path(path).is_dir() or Path(path).suffix.lower() in VIDEO_SUFFIXES:
-        return PictureHeader(0, 0, "" if Path(path).exists() else f"{path}: no such video")
+def read_header(path: str, bands: tuple[int, ...] | None = None) -> PictureHeader:
+    """Size and faults of a picture; of a clip only whether it exists. Decodes no pixel.
+
+    bands: as of `read_headers`.
+    """
+    return read_header_and_note(path, bands)[0]
+
+
+def read_note(path: str) -> str:
+    return read_header_and_note(path, None)[1]
+
+
+def read_header_and_note(path: str, bands: tuple[int, ...] | None) -> tuple[PictureHeader, str]:
+    name = printable(path)
+    if os.path.isdir(path):
+        return PictureHeader(0, 0, ""), ""
+    if Path(path).suffix.lower() in VIDEO_SUFFIXES and not os.path.lexists(path):
+        return PictureHeader(0, 0, f"{name}: no such video"), ""
     try:
         with one_line_errors(path), pixel_limit():
+            if Path(path).suffix.lower() in VIDEO_SUFFIXES:
+                return PictureHeader(0, 0, ""), ""
             tiff = read_tiff_info(path)
             if tiff:
-                return PictureHeader(*oriented_size(tiff.size, tiff.orientation), fault="")
-            with Image.open(path) as image:
-                complete = has_end_marker(path, image.format)
-                size = oriented_size(image.size, orientation_in_header(image))
-                return PictureHeader(*size, fault="" if complete else f"{path}: cut off at its end")
+                return read_tiff_header(path, tiff, bands)
+            with open_picture(path) as image:
+                check_memory(*decoder_needs(image, path, image.size))
+                check_bits(image, path)
+                check_animation(image, path)
+                orientation, note = read_orientation(image, path, None)
+                note = join_notes(image.info.get(NOTE_KEY, ""), note)
+                fault = "" if is_complete(path, image) else f"{name}: cut off at its end"
+                size = oriented_size(image.size, orientation)
+                return PictureHeader(*size, fault), note
     except PictureError as error:
-        return PictureHeader(0, 0, str(error))
+        return PictureHeader(0, 0, str(error)), ""
 
 
-def orientation_in_header(image: Image.Image) -> int | None:
-    """Of an open picture. Asked for EXIF that does not come first, Pillow decodes a whole PNG."""
-    if image.format == "PNG" and "exif" not in image.info:
-        return None
-    return image.getexif().get(ORIENTATION_TAG)
+def read_tiff_header(path: str, tiff: TiffInfo, bands: tuple[int, ...] | None
+                     ) -> tuple[PictureHeader, str]:
+    check_size(tiff.size)
+    note, fault = tiff.note, read_missing(path)
+    try:
+        check_tags(tiff, bands or ())
+    except PictureError as error:
+        if bands is not None or tiff.bands <= 4:
+            raise
+        note = join_notes(note, str(error))
+    size = oriented_size(tiff.size, tiff.orientation)
+    return PictureHeader(*size, fault and f"{printable(path)}: {fault}"), note
 
 
-def has_end_marker(path: str, format: str | None) -> bool:
-    """False for a file that was cut off, where its format has an end marker."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 64))
-        return END_MARKERS.get(format, b"") in file.read()
+def check_bits(image: Image.Image, path: str | Path) -> None:
+    """PictureError for an open picture that Pillow would show with fewer bits than it has."""
+    if image.format == "JPEG2000" and image.mode[0] not in "IF" and bits_of_jpeg2000(path) > 8:
+        raise PictureError("a JPEG 2000 of over 8 bits in color; save it as TIFF")
+    if image.format == "PNG" and image.tile and image.tile[0][3] == "LA;16B":
+        raise PictureError("16-bit gray with transparency; save it without")

@@ -8,96 +8,35 @@ tifffile delivers strips and tiles one by one (some codecs need the package imag
 reduced as it comes, so that a scene of gigabytes is read in the memory of the small picture.
 """
 import itertools
-import re
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 
 from support.images.common import (
-    ORIENTATION_TAG,
     MissingPackage,
     PictureError,
     ceil_div,
+    check_memory,
     choose_bands,
     describe_bands,
     join_notes,
     mask_nodata,
     stretch,
 )
-
-# ---- tags ----------------------------------------------------------------------------------------
-
-WIDTH_TAG, HEIGHT_TAG, BITS_TAG, COMPRESSION_TAG, PHOTOMETRIC_TAG = 256, 257, 258, 259, 262
-BANDS_TAG, EXTRA_BANDS_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 277, 338, 339, 42113
-
-UNSIGNED, SIGNED, FLOAT = 1, 2, 3               # sample formats; 5 and 6 are complex
-FORMAT_NAMES = {SIGNED: " signed", FLOAT: " float", 5: " complex", 6: " complex"}
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, YCBCR = 0, 1, 2, 6       # photometric interpretations
-JPEG = 7                                        # a compression
-ALPHA = (1, 2)                                  # kinds of extra bands: premultiplied or not
-
-
-@dataclass(frozen=True)
-class TiffInfo:
-    """What a TIFF's tags say about its first page."""
-    size: tuple[int, int]           # width, height as stored
-    bands: int
-    bits: int                       # of a value
-    sample_format: int
-    photometric: int
-    compression: int
-    alpha: bool                     # whether the last band is declared to be alpha
-    nodata: float | None            # the value that GDAL declares to mean "no data"
-    orientation: int                # as in EXIF, 1 .. 8
-    little_endian: bool
-
-    @property
-    def kind(self) -> str:
-        """"16-bit", "32-bit float"."""
-        return f"{self.bits}-bit{FORMAT_NAMES.get(self.sample_format, '')}"
-
-
-def read_tiff_info(path: str | Path) -> TiffInfo | None:
-    """None for a file that is no TIFF; PictureError for one that is cut off before its tags."""
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")         # Pillow warns of tags that it cannot parse
-        head = file.read(8)
-        if head[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return None
-        if b"+" in head[2:4]:                   # BigTIFF, whose header has 16 bytes
-            head += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
-        file.seek(tags.next)
-        tags.load(file)
-        if not tags.get(WIDTH_TAG) or not tags.get(HEIGHT_TAG):
-            raise PictureError("cannot be read (no size in its tags); is the file complete?")
-        return info_from_tags(tags, little_endian=head[:1] == b"I")
-
-
-def info_from_tags(tags: TiffImagePlugin.ImageFileDirectory_v2, little_endian: bool) -> TiffInfo:
-    def largest(tag: int, default: int) -> int:
-        """A tag's value; the largest where each band has one of its own."""
-        value = tags.get(tag, default)
-        return max(value, default=default) if isinstance(value, tuple) else value
-
-    nodata = re.match(r"[-+.\w]+", str(tags.get(GDAL_NODATA_TAG, "")).strip())
-    return TiffInfo(
-        size=(tags[WIDTH_TAG], tags[HEIGHT_TAG]),
-        bands=largest(BANDS_TAG, 1),
-        bits=largest(BITS_TAG, 1),
-        sample_format=largest(SAMPLE_FORMAT_TAG, UNSIGNED),
-        photometric=largest(PHOTOMETRIC_TAG, BLACK_IS_ZERO),
-        compression=largest(COMPRESSION_TAG, 1),
-        alpha=any(kind in ALPHA for kind in tags.get(EXTRA_BANDS_TAG, ())),
-        nodata=float(nodata[0]) if nodata else None,
-        orientation=largest(ORIENTATION_TAG, 1),
-        little_endian=little_endian,
-    )
-
+from support.images.tags import (
+    BLACK_IS_ZERO,
+    FLOAT,
+    JPEG,
+    RGB,
+    SIGNED,
+    UNSIGNED,
+    WHITE_IS_ZERO,
+    YCBCR,
+    TiffInfo,
+)
 
 # ---- who reads it right --------------------------------------------------------------------------
 
@@ -124,18 +63,15 @@ def read_tiff(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], factor: 
               ) -> tuple[Image.Image, str]:
     """-> RGB as stored, `factor` times smaller, and a note. PictureError, MissingPackage."""
     alpha = tiff.alpha and not bands
-    total = tiff.bands - 1 if alpha else tiff.bands
-    chosen = choose_bands(bands, total, tiff.kind)
-    if not tifffile_is_right(tiff):
-        raise PictureError(f"{tiff.kind} values in color space {tiff.photometric}; save it as RGB")
+    chosen, total = check_kind(tiff, bands)
     wanted = (*chosen, tiff.bands) if alpha else chosen
-    values = read_reduced(path, wanted, factor, tiff.nodata)    # uint8 or float32, [H, W, C]
+    values = read_reduced(path, tiff, wanted, factor)           # uint8 or float32, [H, W, C]
     notes = [describe_bands(chosen, total)]
     if alpha:
-        values, transparent = values[..., :-1], ~(values[..., -1:] > 0)
+        values, transparent = values[..., :-1], ~(values[..., -1] > 0)
         if transparent.any():
             notes.append("transparent parts are black")
-        values = np.where(transparent, 0 if values.dtype == np.uint8 else np.nan, values)
+        values[transparent] = 0 if values.dtype == np.uint8 else np.nan
     if values.dtype == np.uint8:
         image = Image.fromarray(np.repeat(values, 3 // values.shape[2], axis=2))
     else:
@@ -146,16 +82,37 @@ def read_tiff(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], factor: 
     return image, join_notes(*notes)
 
 
-def read_reduced(path: str | Path, bands: tuple[int, ...], factor: int, nodata: float | None
+def check_kind(tiff: TiffInfo, bands: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """-> the bands that are shown, of how many. PictureError where its tags say that it cannot be
+    read, or not without --bands."""
+    total = tiff.bands - 1 if tiff.alpha and not bands else tiff.bands
+    chosen = choose_bands(bands, total, tiff.kind)
+    if not tifffile_is_right(tiff):
+        raise PictureError(f"{tiff.kind} values in color space {tiff.photometric}; save it as RGB")
+    return chosen, total
+
+
+def check_tags(tiff: TiffInfo, bands: tuple[int, ...]) -> None:
+    """PictureError, MissingPackage: what reading would raise that the tags alone tell."""
+    if not pillow_is_right(tiff, bands):
+        check_kind(tiff, bands)
+        if find_spec("tifffile") is None:
+            raise MissingPackage(NEEDS_TIFFFILE)
+
+
+NEEDS_TIFFFILE = "Pillow does not read such a TIFF; pip install tifffile"
+
+
+def read_reduced(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], factor: int
                  ) -> np.ndarray:
     """-> [H / factor, W / factor, len(bands)]: uint8, or float32 with NaN for no data."""
     try:
         import tifffile
     except ImportError:
-        raise MissingPackage("Pillow does not read such a TIFF; pip install tifffile") from None
+        raise MissingPackage(NEEDS_TIFFFILE) from None
     try:
         with tifffile.TiffFile(path) as file:
-            return gather_segments(file.pages[0], bands, factor, nodata)
+            return gather_segments(file.pages[tiff.page], bands, factor, tiff.nodata)
     except ValueError as error:                 # how tifffile reports that a decoder is missing
         if "imagecodecs" not in str(error):
             raise
@@ -171,7 +128,8 @@ def gather_segments(page, bands: tuple[int, ...], factor: int, nodata: float | N
     interleaved = bands_of_plane > 1
     shape = (ceil_div(height, factor), ceil_div(width, factor), len(bands))
     result = np.zeros(shape, np.uint8 if page.dtype == np.uint8 else np.float32)
-    planes = itertools.groupby(read_segment_rows(page, height, width), lambda item: item[0])
+    segments = read_segment_rows(page, height, width, nodata)
+    planes = itertools.groupby(segments, lambda item: item[0])
     for plane, items in planes:
         # Which channels of the result this plane fills, and from which of its own.
         filled = [c for c, band in enumerate(bands) if interleaved or band == plane + 1]
@@ -188,19 +146,72 @@ def gather_segments(page, bands: tuple[int, ...], factor: int, nodata: float | N
     return result
 
 
-def read_segment_rows(page, height: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
-    """-> plane, [h, width, C] from top to bottom: one strip, or one row of tiles, at a time."""
+def read_segment_rows(page, height: int, width: int, nodata: float | None
+                      ) -> Iterator[tuple[int, np.ndarray]]:
+    """-> plane, [h, width, C] from top to bottom: one strip, or one row of tiles, at a time; of
+    large strips without compression, and of those that a sparse file leaves out, some rows."""
+    if page.is_contiguous and page.compression == 1 and page.dataoffsets[0]:
+        yield from read_stored_rows(page, height, width)
+        return
+    tile_height, tile_width = page.rowsperstrip, width
+    if page.is_tiled:
+        tile_height, tile_width = page.tilelength, page.tilewidth
+    across, down = min(tile_width, width + 4096), min(tile_height, height + 4096)
+    check_memory((across, down), 2 * page.dtype.itemsize * page.shaped[-1])
+    fill = sparse_value(page.dtype, nodata)
     segments = page.segments(maxworkers=1, buffersize=SEGMENT_BUFFER)   # more: all decoded ahead
     # A segment: its values or None, its place (plane, depth, y, x, band), its shape (d, h, w, C).
     for (plane, y), row in itertools.groupby(segments, lambda item: (item[1][0], item[1][2])):
-        rows = np.empty(0)
-        for data, (_, _, _, x, _), (_, tile_height, tile_width, channels) in row:
-            if not len(rows):
-                shape = min(tile_height, height - y), width, channels
-                rows = np.full(shape, page.nodata, page.dtype)  # sparse files leave tiles out
-            if data is not None:
-                rows[:, x:x + tile_width] = data[0, :len(rows), :width - x]
-        yield plane, rows
+        rows, length = None, 0
+        for data, (_, _, _, x, _), (_, tile_height, _, channels) in row:
+            length = min(tile_height, height - y)
+            if data is None:
+                continue
+            data = data[0, :length, :width - x]
+            if data.shape[:2] == (length, width):
+                rows = data
+                continue
+            if rows is None:
+                rows = np.full((length, width, channels), fill, page.dtype)
+            rows[:len(data), x:x + data.shape[1]] = data
+        if rows is not None:
+            yield plane, rows
+            continue
+        for count in pieces_of(length, width * channels * page.dtype.itemsize):
+            yield plane, np.full((count, width, channels), fill, page.dtype)
+
+
+def read_stored_rows(page, height: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Of a page whose values lie in the file as they are, one plane after the other."""
+    planes, channels = page.shaped[0], page.shaped[-1]
+    dtype = page.dtype.newbyteorder(page.parent.byteorder)
+    row_bytes = width * channels * dtype.itemsize
+    file = page.parent.filehandle
+    file.seek(page.dataoffsets[0])
+    for plane in range(planes):
+        for count in pieces_of(height, row_bytes):
+            data = file.read(count * row_bytes)
+            if len(data) < count * row_bytes:
+                raise ValueError("its pixels are cut off")
+            yield plane, np.frombuffer(data, dtype).reshape(count, width, channels)
+
+
+def pieces_of(rows: int, row_bytes: int) -> Iterator[int]:
+    """Numbers of rows that add up to `rows`, each of about SEGMENT_BUFFER bytes."""
+    most = max(1, SEGMENT_BUFFER // max(1, row_bytes))
+    for top in range(0, rows, most):
+        yield min(most, rows - top)
+
+
+def sparse_value(dtype: np.dtype, nodata: float | None) -> float:
+    """What is in a part that a sparse file leaves out: no data, or 0 where that is no such value.
+    """
+    if nodata is None:
+        return 0
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return int(nodata) if limits.min <= nodata <= limits.max else 0
+    return nodata
 
 
 # ---- block means of rows that come in pieces -----------------------------------------------------

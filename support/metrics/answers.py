@@ -64,9 +64,43 @@ def is_correct(rows: Sequence[dict], options: ScoringOptions) -> np.ndarray:
 def answer_and_truth(row: dict, options: ScoringOptions) -> tuple[str, str]:
     """Both as they are compared."""
     answer, truth = row["answer"], row["references"][0]
+    if options.normalize and row["task"] == "vqa":
+        answer, truth = vqa_normalize(answer), vqa_normalize(truth)
     if options.count_ranges:
         answer, truth = to_count_range(answer), to_count_range(truth)
     return normalize(answer), normalize(truth)
+
+
+# ---- answers as the VQA v2 evaluation compares them ----------------------------------------------
+
+# Its rules (https://visualqa.org/evaluation.html): lower case; no full stop but a decimal point; of
+# these characters those beside a blank are removed, others become a blank; number words to ten are
+# digits; no articles; contractions have their apostrophe.
+VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+THOUSANDS = re.compile(r"\d,\d")
+FULL_STOP = re.compile(r"\.(?!\d)")
+NUMBER_WORDS = {"none": "0"} | {word: str(number) for number, word in enumerate(
+    "zero one two three four five six seven eight nine ten".split())}
+ARTICLES = ("a", "an", "the")
+CONTRACTIONS = {word.replace("'", ""): word for word in """
+ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't
+needn't oughtn't shan't shouldn't wasn't weren't won't wouldn't could've might've must've should've
+they've we've what've who've would've you've i've i'm they're what're you're who're he's she's
+that's there's what's where's who's how's when's why's somebody's someone's something's how'd that'd
+there'd they'd what'd who'd why'd you'd it'd somebody'd someone'd something'd how'll it'll that'll
+there'll they'll what'll who'll why'll you'll let's ma'am o'clock y'all""".split()}
+
+
+def vqa_normalize(text: str) -> str:
+    """Compare "Two cars." and "2 cars", "the road" and "road", "dont know" and "don't know"."""
+    text = " ".join(text.lower().split())
+    joined = THOUSANDS.search(text) is not None
+    cleaned = text
+    for mark in VQA_PUNCTUATION:
+        beside_blank = mark + " " in text or " " + mark in text
+        cleaned = cleaned.replace(mark, "" if joined or beside_blank else " ")
+    words = [NUMBER_WORDS.get(word, word) for word in FULL_STOP.sub("", cleaned).split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 # ---- ranges of counts ----------------------------------------------------------------------------

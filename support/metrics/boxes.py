@@ -1,16 +1,18 @@
 """Scores of boxes: one in an answer (refer), or several (detection, grounding).
 
 A row is a line of predictions.jsonl. Its true boxes are in pixels; those of its answer are read
-from the text, in the picture of `size` pixels. `corner` reads a box number as upstream does, `pad`
-means that the model got the picture padded to a square.
+from the text, in the picture of `size` pixels. True boxes with their corners in another order, or
+partly outside the picture, count sorted and cut off at its edge. `corner` reads a box number as
+upstream does, `pad` means that the model got the picture padded to a square.
 """
 import math
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from data import PHRASE, encode_box, parse_boxes
+from data import PHRASE, encode_box, find_boxes, normalize_box, parse_boxes
 from support.common import Box
 from support.metrics.statistics import (
     Score,
@@ -31,6 +33,7 @@ class Convention(NamedTuple):
     suffix: str                 # what the names of its figures end in
     extra: int                  # pixels added to each side
     strict: bool                # IoU must be above a threshold, not equal to it
+    as_upstream: bool = False   # the answer is read as upstream reads it, see upstream_box
 
     def meets(self, ious: np.ndarray, threshold: float) -> np.ndarray:
         return ious > threshold if self.strict else ious >= threshold
@@ -39,14 +42,18 @@ class Convention(NamedTuple):
 # Upstream counts a pixel more on each side: a box 4 pixels beside another of 10 has an IoU of 0.43,
 # upstream of 0.47. https://github.com/Vision-CAIR/MiniGPT-4/blob/081fb02/minigpt4/common/eval_utils.py
 STANDARD = Convention("", 0, strict=False)
-CONVENTIONS = {"standard": STANDARD, "upstream": Convention(" upstream", 1, strict=True)}
+CONVENTIONS = {
+    "standard": STANDARD, "upstream": Convention(" upstream", 1, strict=True),
+    "upstream_reading": Convention(" upstream, read as upstream", 1, strict=True, as_upstream=True)}
 
 
 def chosen_conventions(options: ScoringOptions) -> list[Convention]:
-    """KeyError on an unknown name."""
-    if options.convention == "both":
+    """"both" is the standard one and upstream's with our reading of answers. KeyError on an unknown
+    name."""
+    if options.convention == "all":
         return list(CONVENTIONS.values())
-    return [CONVENTIONS[options.convention]]
+    names = ("standard", "upstream") if options.convention == "both" else (options.convention,)
+    return [CONVENTIONS[name] for name in names]
 
 
 def overlap(a: np.ndarray | Box, b: np.ndarray | Box, extra: int = 0
@@ -79,7 +86,7 @@ def predicted_boxes(row: dict) -> PhraseBoxes:
 def true_boxes(row: dict) -> PhraseBoxes:
     """Those of the data; where it holds boxes as text, they are read from the reference.
 
-    A box's phrase is the last <p>..</p> before its <bbox>.
+    A box's phrase is the last <p>..</p> before its <bbox>. ValueError: a box is not in the picture.
     """
     text = row["references"][0] if row["references"] else ""
     if not row["boxes"]:
@@ -87,7 +94,30 @@ def true_boxes(row: dict) -> PhraseBoxes:
     texts = text.split("<bbox>")
     phrases = [PHRASE.findall("".join(texts[:i + 1])) or [""] for i in range(len(texts) - 1)]
     names = [found[-1].strip() for found in phrases] + [""] * len(row["boxes"])
-    return list(zip(names, row["boxes"], strict=False))
+    boxes = [normalize_box(box, *row["size"]) for box in row["boxes"]]
+    return list(zip(names, boxes, strict=False))
+
+
+def has_true_box(boxes: Sequence[Box], text: str) -> bool:
+    """Whether there is something to score boxes against: boxes, or some written in the truth."""
+    return bool(boxes or find_boxes(text))
+
+
+UPSTREAM_ANSWER = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}", re.ASCII)
+
+
+def upstream_box(row: dict) -> Box | None:
+    """The box of a refer answer as upstream's evaluation reads it, in pixels; None: it has none.
+
+    Without `<unk>` and blanks the answer must begin with a box. Its numbers are corners in
+    hundredths of the sides, of three digits too; they are neither sorted nor cut off at the edge.
+    """
+    match = UPSTREAM_ANSWER.match(row["answer"].replace("<unk>", "").replace(" ", "").strip())
+    if match is None:
+        return None
+    x1, y1, x2, y2 = map(int, match.groups())
+    width, height = row["size"]
+    return x1 / 100 * width, y1 / 100 * height, x2 / 100 * width, y2 / 100 * height
 
 
 def boxes_in(text: str, row: dict) -> PhraseBoxes:
@@ -130,7 +160,7 @@ def score_first_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Sco
 
 
 def grounding_scores(rows: Sequence[dict], convention: Convention) -> list[Score]:
-    inter, union, has_truth = first_boxes(rows, convention.extra)
+    inter, union, has_truth = first_boxes(rows, convention)
     ious, n = np.nan_to_num(safe_divide(inter, union)), int(has_truth.sum())
     suffix = convention.suffix
     scores = []
@@ -142,18 +172,26 @@ def grounding_scores(rows: Sequence[dict], convention: Convention) -> list[Score
     return scores
 
 
-def first_boxes(rows: Sequence[dict], extra: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def first_box(row: dict, convention: Convention) -> Box | None:
+    """The box that a refer answer is scored by."""
+    if convention.as_upstream:
+        return upstream_box(row)
+    return next((box for _, box in predicted_boxes(row)), None)
+
+
+def first_boxes(rows: Sequence[dict], convention: Convention = STANDARD
+                ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Intersection and union of each answer's first box with the first true one, and whether there
     is a true one: float[rows] each. An answer without a box overlaps nothing."""
-    predicted = [predicted_boxes(row) for row in rows]
+    predicted = [first_box(row, convention) for row in rows]
     true = [true_boxes(row) for row in rows]
-    first_predicted = np.array([boxes[0][1] if boxes else NO_BOX for boxes in predicted])
+    first_predicted = np.array([box or NO_BOX for box in predicted])
     first_true = np.array([boxes[0][1] if boxes else NO_BOX for boxes in true], dtype=float)
-    inter, union = overlap(first_predicted, first_true, extra)
-    missing = np.array([not boxes for boxes in predicted])
+    inter, union = overlap(first_predicted, first_true, convention.extra)
+    missing = np.array([box is None for box in predicted])
     has_truth = np.array([bool(boxes) for boxes in true], dtype=float)
     inter = np.where(missing, 0, inter)
-    union = np.where(missing, area(first_true, extra), union)
+    union = np.where(missing, area(first_true, convention.extra), union)
     return inter * has_truth, union * has_truth, has_truth
 
 
@@ -164,8 +202,11 @@ def score_all_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Score
     by_phrase = [False]
     if any(row["task"] == "grounding" for row in rows):
         by_phrase.append(True)
+    # Upstream evaluates one box an answer only: its reading of an answer is none for several.
+    conventions = list(dict.fromkeys(convention._replace(as_upstream=False, suffix=(
+        convention.suffix.partition(",")[0])) for convention in chosen_conventions(options)))
     scores = [matching_score(rows, convention, phrase) for phrase in by_phrase
-              for convention in chosen_conventions(options)]
+              for convention in conventions]
     return [*scores, grid_ceiling(rows), unparseable(rows)]
 
 

@@ -89,7 +89,7 @@ def error_score(row: dict, options: ScoringOptions) -> float:
         refs = [ptb_tokenize(text) for text in row["references"]]
         return max(0.0, 1 - rouge_l_items([ptb_tokenize(row["answer"])], [refs])[0])
     if row["task"] == "refer":
-        inter, union, _ = first_boxes([row], extra=0)
+        inter, union, _ = first_boxes([row])
         return 1 - float(np.nan_to_num(safe_divide(inter, union))[0])
     if row["task"] in LOCATED_TASKS:
         predicted, true = predicted_boxes(row), true_boxes(row)

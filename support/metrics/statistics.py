@@ -16,7 +16,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    convention: str = "both"            # of IoU: "standard", "upstream" or "both"
+    convention: str = "both"            # of IoU: a key of boxes.CONVENTIONS, "both" or "all"
+    normalize: bool = False             # compare answers to questions as the VQA v2 evaluation does
     count_ranges: bool = False          # compare counts and areas in RSVQA's ranges
     types: tuple[str, ...] = ()         # question types in their mean; empty: all of them
     java: bool = True                   # METEOR and SPICE, where they are installed

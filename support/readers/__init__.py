@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from support.common import UserError
-from support.images.read import read_headers
+from support.common import UserError, printable
+from support.images.read import PictureHeader, read_headers
 from support.readers.captions import (
     is_capera,
     is_caption_lists,
@@ -28,7 +28,15 @@ from support.readers.captions import (
     read_nwpu_captions,
     read_rsicd,
 )
-from support.readers.common import DataError, Sample, SampleTable, leaves_folder
+from support.readers.common import (
+    ROW_ERRORS,
+    DataError,
+    PictureRoot,
+    Sample,
+    SampleTable,
+    box_fault,
+    describe_error,
+)
 from support.readers.conversations import is_llava, is_skyeye, read_llava, read_skyeye
 from support.readers.objects import (
     is_coco,
@@ -133,14 +141,30 @@ def drop_broken_pictures(samples: SampleTable, place: str | Path, skipped: list[
     """Without the samples whose pictures cannot be read; DataError where `skipped` is None."""
     headers = read_headers(path for paths in samples.image_sets for path in paths)
     broken = {path: reason for path, (_, _, reason) in headers.items() if reason}
-    if not broken:
+    wrong = {} if broken and skipped is None else wrong_boxes(samples, headers)
+    if not broken and not wrong:
         return samples
     if skipped is None:
-        more = f", and {len(broken) - 1} more like it" if len(broken) > 1 else ""
-        raise DataError(f"{next(iter(broken.values()))} ({place} names it{more})")
+        faults = list((broken or wrong).values())
+        more = f", and {len(faults) - 1} more like it" if len(faults) > 1 else ""
+        raise DataError(f"{faults[0]} ({place} names it{more})" if broken else faults[0] + more)
     skipped += broken.values()
-    return SampleTable(vars(sample) for sample in samples
-                       if not broken.keys() & set(sample.images))
+    skipped += wrong.values()
+    return SampleTable(vars(sample) for i, sample in enumerate(samples)
+                       if i not in wrong and not broken.keys() & set(sample.images))
+
+
+def wrong_boxes(samples: SampleTable, headers: dict[str, PictureHeader]) -> dict[int, str]:
+    """The numbers of the samples with a box that is none in their picture, and what is wrong."""
+    wrong = {}
+    for i in samples.with_boxes():
+        sample = samples[i]
+        header = headers[sample.images[0]] if sample.images else PictureHeader(0, 0, "")
+        if header.width and header.height:      # a clip's are not known
+            faults = (box_fault(box, header.width, header.height) for box in sample.boxes)
+            if fault := next(filter(None, faults), ""):
+                wrong[i] = f"{sample.source}: {fault}"
+    return wrong
 
 
 def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[str] = ()
@@ -156,38 +180,31 @@ def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[s
             table = conversations if row["task"] == "conversation" else single
             try:
                 table.add(row)
-            except ValueError as error:
-                errors.append(str(error))
+            except ROW_ERRORS as error:
+                errors.append(describe_error("", error).removeprefix(": "))
     return single, conversations, errors
 
 
 def read_rows(place: Path, split: str, format_name: str, errors: list[str]) -> Iterator[dict]:
     """The fields of each sample, pictures with their full paths."""
     reader = find_format(place, format_name)
-    root = place if place.is_dir() else place.parent
-    paths_of: dict[tuple[str, ...], tuple[str, ...] | None] = {}    # many samples name the same
+    root = PictureRoot(place if place.is_dir() else place.parent)
+    paths_of: dict[tuple[str, ...], tuple[str, ...]] = {}    # many samples name the same
     try:
         for row in reader.read(place, split, errors):
             names = tuple(row["images"])
-            if names not in paths_of:
-                paths_of[names] = resolve_inside(root, names)
-            row["images"] = paths_of[names]
-            if row["images"] is None:
-                errors.append(f"{row['source']}: {', '.join(names)}: a data file may only name "
-                              f"pictures inside {root}")
+            try:
+                if names not in paths_of:
+                    paths_of[names] = tuple(map(root.resolve, names))
+            except ValueError as error:
+                errors.append(describe_error(row["source"], error))
             else:
+                row["images"] = paths_of[names]
                 yield row
     except (ValueError, OSError, UserError) as error:
-        raise DataError(str(error)) from error
-    except (AttributeError, LookupError, SyntaxError, TypeError) as error:
-        raise DataError(f"{place}: a row is not as this layout has it ({error!r})") from None
-
-
-def resolve_inside(root: Path, names: Sequence[str]) -> tuple[str, ...] | None:
-    """The paths of pictures named in a data file; None if one is outside the data's folder."""
-    if any(leaves_folder(name) for name in names):
-        return None
-    return tuple(str(root / name) for name in names)
+        raise DataError(printable(error)) from error
+    except ROW_ERRORS as error:
+        raise DataError(f"{place}: a row is not as this layout has it ({error!r:.200})") from None
 
 
 def gather_references(samples: list[Sample]) -> list[Sample]:

@@ -29,12 +29,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from support.common import read_json
+from support.images.common import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from support.readers.common import (
+    answer_text,
+    check_name,
     class_name,
     error_context,
+    find_file,
+    find_files,
     find_picture,
     picture_folder,
+    portable_name,
     read_head,
+    read_lines,
     require_text,
     skip_bad_row,
 )
@@ -47,7 +54,7 @@ def is_rsicd(place: Path) -> bool:
 
 
 def rsicd_files(place: Path) -> list[Path]:
-    return [file for file in sorted(place.glob("dataset*.json"))
+    return [file for file in find_files(place, "dataset*.json")
             if '"sentences"' in read_head(file)]
 
 
@@ -65,8 +72,8 @@ def read_rsicd(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
             for sample in list(rsicd_captions(row, split, folder, file)):
                 images[row["filename"]] = sample["images"]
                 yield sample
-    yield from rsicd_scenes(place / "scene_classes.json", images)
-    for lines in sorted(place.glob("*_vqa.txt")):
+    yield from rsicd_scenes(find_file(place, "scene_classes.json"), images)
+    for lines in find_files(place, "*_vqa.txt"):
         for name, sample in read_question_lines(lines, errors):
             if name in images:
                 yield sample | {"images": images[name]}
@@ -74,14 +81,16 @@ def read_rsicd(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
 
 def rsicd_captions(row: dict, split: str, folder: str, file: Path) -> Iterator[dict]:
     if row["split"] == split:
-        name = require_text(row, "filename")
+        name = portable_name(require_text(row, "filename"))
         for number, sentence in enumerate(row["sentences"]):
             yield {"images": [f"{folder}/{name}"], "turns": (("", require_text(sentence, "raw")),),
                    "task": "caption", "source": f"{file}:{name}:{number}"}
 
 
 def rsicd_scenes(file: Path, images: dict[str, list[str]]) -> Iterator[dict]:
-    labels = read_json(file) if file.is_file() else {}
+    with error_context(str(file)):
+        labels = {name: answer_text(label, name)
+                  for name, label in (read_json(file) if file.is_file() else {}).items()}
     question = class_question({class_name(label) for label in labels.values()})
     for name in images:
         if name in labels:
@@ -100,7 +109,7 @@ def is_nwpu_captions(place: Path) -> bool:
 
 
 def nwpu_files(place: Path) -> list[Path]:
-    return [file for file in sorted(place.glob("dataset*.json")) if '"raw_1"' in read_head(file)]
+    return [file for file in find_files(place, "dataset*.json") if '"raw_1"' in read_head(file)]
 
 
 def read_nwpu_captions(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
@@ -108,6 +117,8 @@ def read_nwpu_captions(place: Path, split: str, errors: list[str]) -> Iterator[d
     with error_context(str(file)):
         classes = list(read_json(file).items())
     for label, rows in classes:
+        if not isinstance(rows, list):
+            raise ValueError(f"{file}: {label}: a list of pictures is expected")
         folders = [*(f"{folder}/{label}".lstrip("/") for folder in NWPU_FOLDERS), "images"]
         for number, row in enumerate(rows, start=1):
             source = f"{file}:{label}:{number}"
@@ -128,20 +139,21 @@ CAPTIONS_PER_PICTURE = 5
 
 
 def is_caption_lists(place: Path) -> bool:
-    return any(place.glob("*_filename.txt")) and any(place.glob("*_caps.txt"))
+    return bool(find_files(place, "*_filename.txt") and find_files(place, "*_caps.txt"))
 
 
 def read_caption_lists(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """A picture is named once for its five captions (train) or once for each of them (test)."""
-    name_file, caption_file = place / f"{split}_filename.txt", place / f"{split}_caps.txt"
-    names = name_file.read_text(encoding="utf-8").splitlines()
-    captions = caption_file.read_text(encoding="utf-8").splitlines()
+    name_file = find_file(place, f"{split}_filename.txt")
+    caption_file = find_file(place, f"{split}_caps.txt")
+    names, captions = read_lines(name_file), read_lines(caption_file)
     if len(captions) not in (len(names), CAPTIONS_PER_PICTURE * len(names)):
         raise ValueError(f"{caption_file}: {len(captions)} captions for the {len(names)} pictures "
                          f"of {name_file.name}; {CAPTIONS_PER_PICTURE} or 1 for each are expected")
     folder = picture_folder(place)
     for number, caption in enumerate(captions):
         name = names[number * len(names) // len(captions)].strip()
+        name = portable_name(name)
         source = f"{caption_file}:{number + 1}"
         if name and caption.strip():
             yield {"images": [f"{folder}/{name}"], "turns": (("", caption.strip()),),
@@ -153,18 +165,19 @@ def read_caption_lists(place: Path, split: str, errors: list[str]) -> Iterator[d
 # ---- CapERA --------------------------------------------------------------------------------------
 
 CAPERA_FOLDERS = ("Videos", "SingleFrames", "frames", ".")
-CLIP_SUFFIXES = ("", ".gif", ".webp", ".mp4", ".jpg", ".png")       # "" is a folder of frames
+CLIP_SUFFIXES = tuple(dict.fromkeys((           # "" is a folder of frames
+    "", ".gif", ".webp", ".mp4", *VIDEO_SUFFIXES, ".jpg", ".png", *PICTURE_SUFFIXES)))
 
 
 def is_capera(place: Path) -> bool:
-    return any(place.glob("CapERA*.json"))
+    return bool(find_files(place, "CapERA*.json"))
 
 
 def read_capera(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """Clips are in one of CAPERA_FOLDERS, there in train or test, there in the class's folder
     (Fire), all optional. Train and test use the same names, so the other split's folder is never
     searched."""
-    file = place / f"CapERA_DATASET_{split}.json"
+    file = find_file(place, f"CapERA_DATASET_{split}.json")
     folders = [path for folder in CAPERA_FOLDERS
                for path in (Path(folder, split), Path(folder, split.capitalize()), Path(folder))
                if (place / path).is_dir()]
@@ -186,11 +199,13 @@ def capera_samples(row: dict, place: Path, folders: list[Path], source: str) -> 
 
 def find_clip(place: Path, folders: list[Path], name: str) -> str:
     """The path of a clip from `place`; where it should be if it is missing."""
-    if Path(name).name != name:
+    check_name(portable_name(name))
+    if Path(portable_name(name)).name != name:
         return name                                 # is refused later, and not searched for
     stem = Path(name).stem
     label = stem.rsplit("_", 1)[0]
-    paths = (folder / of_class / (stem + suffix) for suffix in CLIP_SUFFIXES for folder in folders
+    paths = (folder / of_class / (stem + case) for suffix in CLIP_SUFFIXES
+             for case in dict.fromkeys((suffix, suffix.upper())) for folder in folders
              for of_class in (label, "."))
     found = (path for path in paths if (place / path).exists())
     return next(found, Path("Videos", name)).as_posix()

@@ -4,15 +4,20 @@ A reader turns one published layout of a data set into samples. It is a generato
 a Sample (a dict), with pictures named from the data set's folder. A row that is wrong adds a line
 to `errors` and is skipped; a file that is wrong raises ValueError.
 """
+import bisect
 import contextlib
+import fnmatch
 import json
+import math
+import os
 import re
+import xml.etree.ElementTree as ElementTree
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.common import Box, UserError
+from support.common import Box, UserError, printable, read_bytes, read_text, split_lines
 from support.images.common import PICTURE_SUFFIXES
 
 
@@ -63,6 +68,8 @@ class SampleTable(Sequence):
     def add(self, row: dict) -> None:
         """row: the fields of a Sample. ValueError: it cannot be learned or stored."""
         images, turns, source = tuple(row["images"]), row["turns"], row["source"]
+        if not isinstance(row.get("kind", ""), str):
+            raise ValueError(f"{source}: the question's type is no text")
         boxes, references = row.get("boxes") or (), row.get("references") or ()
         if row["task"] not in TASK_NAMES:
             raise ValueError(f"{source}: unknown task {row['task']!r}")
@@ -75,6 +82,10 @@ class SampleTable(Sequence):
             raise ValueError(f"{source}: {found} <bbox> for {len(boxes)} boxes")
         lists = json.dumps([boxes, references]) if boxes or references else ""
         fields = (row["task"], row.get("kind", ""), source, lists, texts)
+        try:
+            texts.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{source}: half a character (a lone surrogate) in a text") from None
         self.text += FIELD_SEPARATOR.join(fields).encode("utf-8", "surrogatepass")
         # Samples without a picture have nothing in common: each gets a number of its own.
         number = self.number_of.setdefault(images or len(self), len(self.image_sets))
@@ -100,6 +111,11 @@ class SampleTable(Sequence):
                       tuple(zip(texts[::2], texts[1::2], strict=True)), task, source,
                       tuple(map(tuple, boxes)), tuple(references), kind)
 
+    def with_boxes(self) -> list[int]:
+        """The numbers of the samples that have boxes, found without making a Sample of each."""
+        found = re.finditer(b"\x1f\\[\\[\\[", self.text)         # `lists` begins so, see add
+        return sorted({bisect.bisect_right(self.ends, match.start()) - 1 for match in found})
+
     def join(self, other: "SampleTable") -> None:
         """Append the other's samples; those of the two never count as about the same pictures."""
         text_end, num_sets = len(self.text), len(self.image_sets)
@@ -112,13 +128,14 @@ class SampleTable(Sequence):
 
 # ---- errors --------------------------------------------------------------------------------------
 
-ROW_ERRORS = (AttributeError, LookupError, SyntaxError, TypeError, ValueError)
+ROW_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError, TypeError,
+              ValueError)
 
 
 def describe_error(source: str, error: Exception) -> str:
     """What is wrong with a row, in one line that names it."""
     reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return f"{source}: {reason}"
+    return printable(f"{source}: {reason}")
 
 
 @contextlib.contextmanager
@@ -155,7 +172,40 @@ def require_text(row: dict, name: str) -> str:
     """row[name]. ValueError: it is no text, or an empty one."""
     value = row[name]
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name!r} must be a text, not {repr(value)[:60]}")
+        raise ValueError(f"{name!r} must be a text, not {short_repr(value)}")
+    return value
+
+
+def short_repr(value: object) -> str:
+    """The beginning of a value, for a message."""
+    return repr(value)[:60]
+
+
+def answer_text(value: object, name: str) -> str:
+    """A text, or a number as a text: counts are written so. ValueError: neither, or empty."""
+    if type(value) in (int, float) and abs(value) < 1e60:       # False for a NaN
+        return str(value)
+    return require_text({name: value}, name)
+
+
+def optional_text(row: dict, name: str) -> str:
+    """row[name] as a text; "" where it is missing or null. ValueError: a list or an object."""
+    value = row.get(name)
+    return "" if value is None or value == "" else answer_text(value, name)
+
+
+def to_number(value: object) -> float:
+    """A number, or the text of one, as it is. ValueError: neither, not finite, or absurdly large.
+    """
+    if isinstance(value, str) and len(value) < 100:
+        try:
+            value = int(value) if re.fullmatch(r"\s*[-+]?\d+\s*", value) else float(value)
+        except ValueError:
+            raise ValueError(f"could not read a number from {value!r}") from None
+    if type(value) not in (int, float):
+        raise ValueError(f"a number is expected, not {short_repr(value)}")
+    if not abs(value) < 1e15:
+        raise ValueError(f"a number is expected, not {short_repr(value)}")
     return value
 
 
@@ -166,40 +216,171 @@ def lookup(rows: dict, what: str, number: int):
     return rows[number]
 
 
+def box_fault(box: Box, width: int, height: int) -> str:
+    """What stops a training: a box that is no box in a picture of this size; "" if it is one."""
+    x1, x2 = sorted(box[::2])
+    y1, y2 = sorted(box[1::2])
+    where = f"the box {tuple(round(side, 1) for side in box)} in {width} x {height}"
+    if not all(map(math.isfinite, box)):
+        return f"{where}: not a number"
+    if x1 == x2 or y1 == y2:
+        return f"{where}: no area"
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        return f"{where}: outside the picture"
+    return ""
+
+
 # ---- files and pictures --------------------------------------------------------------------------
 
 def read_head(file: Path) -> str:
-    """The first 64 K characters, enough to recognize a layout."""
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        return opened.read(1 << 16)
+    """The first 64 K characters without a byte-order mark, enough to recognize a layout."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return opened.read(1 << 16).decode("utf-8-sig", errors="replace")
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file. UserError: it is not UTF-8, or no file; OSError."""
+    return split_lines(read_text(file))
+
+
+XML_ENCODING = re.compile(rb"\s*<\?xml[^>]{0,99}? encoding=[\"']([\w.-]{1,40})[\"'][^>]{0,99}>")
+EXPAT_ENCODINGS = (b"UTF-8", b"UTF-16", b"ISO-8859-1", b"US-ASCII")
+
+
+def read_xml(file: Path) -> ElementTree.Element:
+    """The root of an XML file in the encoding that it declares. ValueError, SyntaxError, OSError.
+    """
+    content = read_bytes(file)
+    declared = XML_ENCODING.match(content)
+    if declared and declared[1].upper() not in EXPAT_ENCODINGS:
+        content = content[declared.end():].decode(declared[1].decode("ascii"))
+    return ElementTree.fromstring(content)
+
+
+def is_hidden(name: str) -> bool:
+    """What a system leaves beside the data: `._a.jpg` and __MACOSX of a Mac's zip, .cache, ..."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The sorted files of a folder whose names fit a pattern with *, in capitals or not."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if not is_hidden(file.name)
+                  and fnmatch.fnmatchcase(file.name.lower(), pattern.lower()) and file.is_file())
+
+
+def find_file(folder: Path, name: str) -> Path:
+    """folder/name, or what differs from it in capitals alone."""
+    file = folder / name
+    return file if file.is_file() else next(iter(find_files(folder, name)), file)
+
+
+def subfolders(place: Path) -> list[Path]:
+    """The sorted folders in a folder, but not what a system leaves there."""
+    return sorted(path for path in place.iterdir() if path.is_dir() and not is_hidden(path.name))
 
 
 def list_pictures(folder: Path) -> list[str]:
     """The sorted names of the pictures in a folder."""
     return sorted(file.name for file in folder.iterdir()
-                  if file.suffix.lower() in PICTURE_SUFFIXES)
+                  if file.suffix.lower() in PICTURE_SUFFIXES and not is_hidden(file.name))
 
 
 def picture_folder(place: Path) -> str:
     """The name of the first folder in `place` that has pictures; "images" if none has."""
-    folders = (path for path in sorted(place.iterdir()) if path.is_dir())
-    return next((path.name for path in folders if list_pictures(path)), "images")
+    return next((path.name for path in subfolders(place) if list_pictures(path)), "images")
+
+
+MAX_NAME_BYTES = 255            # of a file, on every common file system
+
+
+def portable_name(name: str) -> str:
+    r"""A picture's name with / between folders: Windows writes img\a.jpg."""
+    return name.replace("\\", "/")
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a picture's name would lead out of the data set's folder."""
-    return Path(name).is_absolute() or ".." in Path(name).parts
+    """Whether a picture's name leads out of the data set's folder, or may: .., an absolute path."""
+    path = Path(portable_name(name))
+    return path.is_absolute() or ".." in path.parts
+
+
+def check_name(name: str) -> None:
+    """ValueError: no file can have this name."""
+    try:
+        longest = max(len(part.encode("utf-8")) for part in name.split("/"))
+    except UnicodeEncodeError:
+        raise ValueError(f"{ascii(name)[:60]}: half a character (a lone surrogate) in a picture's "
+                         "name") from None
+    if longest > MAX_NAME_BYTES or len(name) > 4000:
+        raise ValueError(f"{name[:40]}..: a picture's name of {len(name):,} letters")
+    if "\0" in name or not name.strip("/. "):
+        raise ValueError(f"{name!r} is no picture's name")
+
+
+def other_cases(path: str) -> list[str]:
+    """The path with its suffix in small letters, in capitals, and capitalized."""
+    stem, suffix = os.path.splitext(path)
+    return [stem + other for other in (suffix.lower(), suffix.upper(), suffix.capitalize())
+            if other != suffix] if len(suffix) > 1 else []
 
 
 def find_picture(place: Path, folders: Sequence[str], name: str) -> str:
-    """The path, from `place`, of a picture that is in one of `folders`, a suffix added if need be;
-    where it should be if it is in none."""
+    """The path, from `place`, of a picture that is in one of `folders`, a suffix added or written
+    in other letters if need be; where it should be if it is in none. ValueError: no such name."""
+    name = portable_name(name)
+    check_name(name)
     if leaves_folder(name):
         return name             # is refused later, and not searched for
     has_suffix = name.lower().endswith(PICTURE_SUFFIXES)
     suffixes = [""] if has_suffix else ["", *PICTURE_SUFFIXES]
-    paths = [Path(folder, name + suffix) for folder in folders for suffix in suffixes]
-    return next((path for path in paths if (place / path).is_file()), paths[0]).as_posix()
+    paths = [Path(folder, name + suffix).as_posix() for folder in folders for suffix in suffixes]
+    found = next((path for path in paths if os.path.isfile(place / path)), None)
+    if found is None:
+        others = (other for path in paths for other in other_cases(path))
+        found = next((path for path in others if os.path.isfile(place / path)), paths[0])
+    return found
+
+
+class PictureRoot:
+    """The folder that a data set's pictures must be in."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.real = folder, os.path.realpath(folder)
+        self.is_inside: dict[str, bool] = {}                # of the folders that were met
+
+    def resolve(self, name: str) -> str:
+        """The path of a picture named in a data file. ValueError: it is outside of the folder,
+        also through a link."""
+        name = portable_name(name)
+        check_name(name)
+        path = name
+        if os.path.isabs(name):
+            roots = (os.path.abspath(self.folder), self.real)
+            root = next((root for root in roots if name.startswith(root.rstrip("/") + "/")), None)
+            path = name[len(root.rstrip("/")) + 1:] if root else None
+        if path is None or ".." in path.split("/"):
+            raise ValueError(f"{name}: a data file may only name pictures inside {self.folder}")
+        found = str(self.folder / path)
+        if not os.path.lexists(found):
+            found = next(filter(os.path.lexists, other_cases(found)), found)
+        if not self.holds(found):
+            raise ValueError(f"{name}: a link leads out of {self.folder}; put the pictures there, "
+                             "or name the folder that they are in")
+        return found
+
+    def holds(self, path: str) -> bool:
+        parent = os.path.dirname(path)
+        if parent not in self.is_inside:
+            self.is_inside[parent] = self.has_real(os.path.realpath(parent))
+        return self.is_inside[parent] and (not os.path.islink(path)
+                                           or self.has_real(os.path.realpath(path)))
+
+    def has_real(self, path: str) -> bool:
+        return path == self.real or path.startswith(self.real.rstrip("/") + "/")
 
 
 class PicturePaths(dict):
@@ -210,6 +391,7 @@ class PicturePaths(dict):
 
     def __missing__(self, name: str) -> str:
         """Airport_12.jpg, airport12.tif: also in a folder Airport, airport of each folder."""
+        check_name(portable_name(name))
         label = re.sub(r"_?\d+$", "", Path(name).stem)
         of_class = [f"{folder}/{label}" for folder in self.folders if label]
         self[name] = find_picture(self.place, [*self.folders, *of_class], name)
@@ -218,7 +400,7 @@ class PicturePaths(dict):
 
 # ---- splits --------------------------------------------------------------------------------------
 
-SPLIT_NAME = re.compile(r"(?<![a-z])(train|val|test)(?![a-z])")
+SPLIT_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:id)?(?![a-z])")
 
 
 def splits_in_name(file: Path) -> list[str]:
@@ -228,11 +410,11 @@ def splits_in_name(file: Path) -> list[str]:
 
 def read_split_list(folder: Path, split: str) -> list[tuple[str, str]] | None:
     """{split}.txt, one picture a line -> [(file:line, name)]; None where no split has a list."""
-    file = folder / f"{split}.txt"
+    file = find_file(folder, f"{split}.txt")
     if file.is_file():
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [(f"{file}:{i}", line.strip()) for i, line in enumerate(lines, 1) if line.strip()]
-    if any((folder / f"{name}.txt").is_file() for name in ("train", "val", "test")):
+        return [(f"{file}:{i}", portable_name(line.strip()))
+                for i, line in enumerate(read_lines(file), 1) if line.strip()]
+    if any(find_file(folder, f"{name}.txt").is_file() for name in ("train", "val", "test")):
         raise ValueError(f"{file}: no such list, though other splits have theirs")
     return None
 

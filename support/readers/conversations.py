@@ -21,87 +21,212 @@ SkyEye-968k: one folder a task, JSON lists in it; also what examples/miniworld.p
                                   a class; files without a split in their name are train
 """
 import functools
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from support.common import Box, read_json
-from support.readers.common import PicturePaths, require_text, skip_bad_row
+from support.common import Box, parse_json, read_text, split_lines
+from support.images.common import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+from support.readers.common import (
+    PicturePaths,
+    answer_text,
+    find_files,
+    optional_text,
+    short_repr,
+    skip_bad_row,
+)
 
 # ---- conversations -------------------------------------------------------------------------------
 
 def is_llava(place: Path) -> bool:
-    return place.is_file() and place.suffix in (".json", ".jsonl")
+    return place.is_file() and place.suffix.lower() in (".json", ".jsonl")
 
 
 def read_llava(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """All rows: such a file is one split."""
-    for number, row in enumerate(read_json_rows(place), start=1):
-        source = f"{place}:{number}"
+    for source, row in read_json_rows(place, errors):
         with skip_bad_row(source, errors):
+            check_media_keys(row, CONVERSATION_KEYS)
             yield conversation_sample(row, source)
 
 
-def read_json_rows(file: Path) -> list[dict]:
-    """A list of objects from .json, or an object a line from .jsonl."""
-    if file.suffix == ".jsonl":
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines if line.strip()]
-        except ValueError as error:
-            raise ValueError(f"{file}: not valid JSON ({error})") from None
-    else:
-        rows = read_json(file)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+def read_json_rows(file: Path, errors: list[str]) -> Iterator[tuple[str, dict]]:
+    """A list of objects, or an object a line, whatever the suffix says -> (file:number, row).
+
+    UserError: the file as a whole is not valid.
+    """
+    text = read_text(file)
+    lines = [(i, line) for i, line in enumerate(split_lines(text), start=1) if line.strip()]
+    is_lines = bool(lines) and lines[0][1].lstrip().startswith("{") and (
+        file.suffix.lower() == ".jsonl" or is_object(lines[0][1]))
+    if is_lines:
+        for number, line in lines:
+            with skip_bad_row(f"{file}:{number}", errors):
+                yield f"{file}:{number}", as_object(parse_json_line(line))
+        return
+    try:
+        rows = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: not valid JSON ({error})") from None
+    if not isinstance(rows, list):
         raise ValueError(f"{file}: a list of objects is expected")
-    return rows
+    for number, row in enumerate(rows, start=1):
+        with skip_bad_row(f"{file}:{number}", errors):
+            yield f"{file}:{number}", as_object(row)
+
+
+def is_object(line: str) -> bool:
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
+
+
+def parse_json_line(line: str):
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON ({error})") from None
+
+
+def as_object(row: object) -> dict:
+    if not isinstance(row, dict):
+        raise ValueError(f"a list of objects is expected, not {short_repr(row)}")
+    return row
 
 
 def conversation_sample(row: dict, source: str) -> dict:
-    images = image_names(row)
-    texts, boxes = substitute_refs(read_turns(row), row.get("objects") or {})
-    placeholders = sum(text.count("<image>") for text in texts)
+    turns, of_parts = read_turns(row)
+    images = media_names(row)
+    if of_parts and images:
+        raise ValueError("pictures are named beside the conversation and in its contents")
+    images = images or of_parts
+    texts, boxes = substitute_refs(turns, row.get("objects") or {})
+    placeholders = sum(text.count("<image>") + text.count("<video>") for text in texts)
     if placeholders > len(images):
         raise ValueError(f"{placeholders} <image> for {len(images)} pictures")
-    questions = [" ".join(text.replace("<image>", " ").split()) for text in texts[::2]]
+    questions = [text.replace("<image>", "").replace("<video>", "").strip() for text in texts[::2]]
     if not all(questions):
         raise ValueError("a question is empty")
     return {"images": images, "task": "conversation", "source": source, "boxes": boxes,
-            "turns": tuple(zip(questions, texts[1::2], strict=True)), "kind": row.get("type", "")}
+            "turns": tuple(zip(questions, texts[1::2], strict=True)),
+            "kind": optional_text(row, "type")}
+
+
+# ---- pictures and clips of a row -----------------------------------------------------------------
+
+CONVERSATION_KEYS = ("image", "images", "video", "videos", "conversations", "messages", "objects",
+                     "id", "type", "task")
+MEDIA_WORDS = set("image images img imgs picture pictures pic pics photo photos video videos clip "
+                  "clips frame frames audio audios sound media file files filename filenames "
+                  "filepath path paths mask masks depth".split())
+METADATA_WORDS = set("id ids size sizes width height shape count num source url license date split "
+                     "index hash type format caption captions description text label class "
+                     "category".split())
+MEDIA_SUFFIXES = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES, ".mkv", ".webm", ".wav", ".mp3", ".flac",
+                  ".npy")
+
+
+def check_media_keys(row: dict, known: Iterable[str]) -> None:
+    """ValueError: a key looks like one of media and is none of those that are read."""
+    for key, value in row.items():
+        if key not in known and looks_like_media(key, value):
+            raise ValueError(f"the key {key[:60]!r} is not read: pictures are expected under "
+                             '"image" or "images", clips under "video" or "videos"')
+
+
+def looks_like_media(key: str, value: object) -> bool:
+    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", key[:200])
+    words = [word.lower() for word in words]
+    if not words or words[-1] in METADATA_WORDS or not isinstance(value, str | list | dict):
+        return False
+    if not value:
+        return False
+    first = value[0] if isinstance(value, list) else value
+    named = isinstance(first, str) and first.lower().endswith(MEDIA_SUFFIXES)
+    return named or bool(MEDIA_WORDS & set(words))
+
+
+def media_names(row: dict) -> list[str]:
+    """The pictures, then the clips. ValueError where both keys of one kind are there."""
+    names = []
+    for one, several in (("image", "images"), ("video", "videos")):
+        if row.get(one) and row.get(several) and row[one] != row[several]:
+            raise ValueError(f'both "{one}" and "{several}" are there; only one can be read')
+        names += names_of(row.get(several) or row.get(one) or [])
+    return names
 
 
 def image_names(row: dict) -> list[str]:
-    names = row.get("images", row.get("image")) or []
+    return names_of(row.get("images", row.get("image")) or [])
+
+
+def names_of(names: object) -> list[str]:
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"the pictures must be a name or a list of names, not {repr(names)[:60]}")
+        raise ValueError(f"the pictures must be a name or a list of names, not {short_repr(names)}")
     return names
 
+
+# ---- turns ---------------------------------------------------------------------------------------
 
 TURN_KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
-def read_turns(row: dict) -> list[str]:
-    """Question, answer, question, answer, ..; roles may be left out, and an empty system text is
-    ignored. ValueError: they do not alternate, or one is empty."""
+def read_turns(row: dict) -> tuple[list[str], list[str]]:
+    """-> question, answer, question, answer, .., and the pictures that their contents name.
+
+    Roles may be left out, and an empty system text is ignored. An answer may be a number.
+    ValueError: they do not alternate, or one is empty.
+    """
+    if row.get("messages") and row.get("conversations"):
+        raise ValueError('both "messages" and "conversations" are there; only one can be read')
     key = "messages" if "messages" in row else "conversations"
     role_key, text_key = TURN_KEYS[key]
     turns = row.get(key)
     if not turns or not isinstance(turns, list) or not all(
-            isinstance(turn, dict) and isinstance(turn.get(text_key), str) for turn in turns):
+            isinstance(turn, dict) and text_key in turn for turn in turns):
         raise ValueError(f'"{key}" must be a list of {{"{role_key}", "{text_key}"}}')
-    turns = [turn for turn in turns if turn.get(role_key) != "system" or turn[text_key].strip()]
+    turns = [turn for turn in turns if turn.get(role_key) != "system"
+             or turn[text_key] not in ("", None)]
+    texts, names = [], []
     for number, turn in enumerate(turns):
-        if role_key in turn and ROLES.get(turn[role_key]) != number % 2:
-            raise ValueError(f"turn {number + 1} is by {turn[role_key]!r}; human and gpt must "
+        role = turn.get(role_key)
+        if role_key in turn and (not isinstance(role, str) or ROLES.get(role) != number % 2):
+            raise ValueError(f"turn {number + 1} is by {short_repr(role)}; human and gpt must "
                              "alternate")
-        if not turn[text_key].strip():
-            raise ValueError(f"turn {number + 1} is empty")
+        check_media_keys(turn, (role_key, text_key))
+        texts.append(turn_text(turn[text_key], number, names))
     if not turns or len(turns) % 2:
         raise ValueError(f"{len(turns)} turns; human and gpt must come in pairs")
-    return [turn[text_key] for turn in turns]
+    return texts, names
+
+
+def turn_text(content: object, number: int, names: list[str]) -> str:
+    """The text of turn `number`; pictures that are named in its parts are appended to `names`."""
+    if isinstance(content, list):
+        content = "".join(part_text(part, names) for part in content)
+    elif number % 2 and not isinstance(content, str):
+        content = answer_text(content, f"turn {number + 1}")
+    if not isinstance(content, str):
+        raise ValueError(f"turn {number + 1} must be a text, not {short_repr(content)}")
+    if not content.strip():
+        raise ValueError(f"turn {number + 1} is empty")
+    return content
+
+
+def part_text(part: object, names: list[str]) -> str:
+    """A content part, {"type": "text" or "image" or "video", ..} -> its text or placeholder."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if kind in ("image", "video"):
+        check_media_keys(part, (kind,))
+        names += names_of(part.get(kind) or [])
+        return f"<{kind}>"
+    raise ValueError("a part of a content must be {\"type\": \"text\", \"text\"} or {\"type\": "
+                     f"\"image\", \"image\"}}, not {short_repr(part)}")
 
 
 def substitute_refs(texts: list[str], objects: dict) -> tuple[list[str], tuple[Box, ...]]:
@@ -124,8 +249,9 @@ def substitute_refs(texts: list[str], objects: dict) -> tuple[list[str], tuple[B
 
 
 def four_numbers(box: list) -> Box:
-    if not isinstance(box, list) or [type(side) in (int, float) for side in box] != [True] * 4:
-        raise ValueError(f"a box must be four numbers, not {repr(box)[:60]}")
+    if not isinstance(box, list) or len(box) != 4 or not all(
+            type(side) in (int, float) and abs(side) < 1e15 for side in box):   # False for a NaN
+        raise ValueError(f"a box must be four numbers, not {short_repr(box)}")
     return tuple(box)
 
 
@@ -166,7 +292,7 @@ def is_skyeye(place: Path) -> bool:
 def skyeye_files(place: Path) -> Iterator[tuple[Path, str]]:
     """-> each file, and the task of its rows."""
     for folder, task in SKYEYE_TASKS.items():
-        for file in sorted((place / folder).glob("*.json")):
+        for file in find_files(place / folder, "*.json"):
             yield file, file_info(file.stem)[0] or task
 
 
@@ -177,13 +303,12 @@ def file_info(stem: str) -> tuple[str, tuple[str, ...]]:
 
 def read_skyeye(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     for file, task in skyeye_files(place):
-        splits = [s for s in ("train", "val", "test") if file.stem.endswith("_" + s)] or ["train"]
+        stem = file.stem.lower()
+        splits = [s for s in ("train", "val", "test") if stem.endswith("_" + s)] or ["train"]
         if split not in splits:
             continue
         paths = PicturePaths(place, ("images", *file_info(file.stem)[1]))
-        prefix = f"{file}:"
-        for number, row in enumerate(read_json_rows(file), start=1):
-            source = f"{prefix}{number}"
+        for source, row in read_json_rows(file, errors):
             with skip_bad_row(source, errors):
                 sample = skyeye_sample(row, task)
                 sample["images"] = [paths[name] for name in sample["images"]]
@@ -194,7 +319,7 @@ def read_skyeye(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
 def describe_skyeye_fields(place: Path) -> Iterator[str]:
     """One line a file: the names of the fields in its first row."""
     for file, task in skyeye_files(place):
-        row = next(iter(read_json_rows(file)), {})
+        _, row = next(read_json_rows(file, []), ("", {}))
         try:
             fields = required_fields(row, row.get("task", task))
             found = ", ".join(f"{field} <- {field_name(row, field)}" for field in fields)
@@ -244,6 +369,8 @@ def field_names(keys: tuple[str, ...], task: str) -> list[str]:
 def skyeye_sample(row: dict, task: str) -> dict:
     """The fields of a Sample, without source, its pictures named as in the row."""
     task = row.get("task", task)
+    if not isinstance(task, str):
+        raise ValueError(f"unknown task {short_repr(task)}")
     if "conversations" in row:
         return conversation_sample(row, "")
     image, *values = [row[name] for name in field_names(tuple(row), task)]
@@ -251,7 +378,7 @@ def skyeye_sample(row: dict, task: str) -> dict:
     kind, boxes = "", ()
     if task == "vqa":
         turn = (as_text(values[0]), as_text(values[1]))
-        kind = row.get("type", "")
+        kind = optional_text(row, "type")
         task = "scene" if kind == "scene" else task
     elif task in ("caption", "video"):
         turn = ("", as_text(values[0]))
@@ -277,8 +404,7 @@ def skyeye_images(value: str | int | list) -> list[str]:
 def as_text(value: str | int | float) -> str:
     if type(value) is str and value.strip():
         return value
-    value = str(value) if type(value) in (int, float) else value
-    return require_text({"text": value}, "text")
+    return answer_text(value, "text")
 
 
 def read_boxes(value: list | str, several: bool) -> tuple[str, tuple[Box, ...]]:

@@ -37,19 +37,27 @@ from support.readers.common import (
     describe_error,
     error_context,
     files_of_split,
+    find_file,
+    find_files,
     find_picture,
     lookup,
     read_head,
+    read_lines,
+    read_xml,
     require_text,
+    short_repr,
     skip_bad_row,
     splits_in_name,
+    subfolders,
+    to_number,
 )
 
 # ---- objects -> samples --------------------------------------------------------------------------
 
 def checked_box(*corners: float | str) -> Box:
     """x1, y1, x2, y2 as numbers. ValueError: they are no box."""
-    x1, y1, x2, y2 = map(float, corners)
+    x1, y1, x2, y2 = (float(to_number(corner)) if math.isfinite(float(corner)) else float(corner)
+                      for corner in corners)
     if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
         raise ValueError(f"no box: x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")
     return x1, y1, x2, y2
@@ -88,7 +96,10 @@ def is_coco(place: Path) -> bool:
 
 
 def coco_files(place: Path) -> list[Path]:
-    found = [*sorted(place.glob("*.json")), *sorted(place.glob("annotations/*.json"))]
+    found = [*find_files(place, "*.json"), *find_files(place / "annotations", "*.json")]
+    if place.is_dir():                              # Roboflow's: a folder a split
+        found += [file for folder in subfolders(place)
+                  for file in find_files(folder, "_annotations.coco.json")]
     return [file for file in found if looks_like_coco(read_head(file))]
 
 
@@ -100,12 +111,18 @@ def looks_like_coco(head: str) -> bool:
 def coco_file(place: Path, split: str) -> Path:
     """The file that names the split; else the one that names none."""
     found = coco_files(place)
-    files = ([file for file in found if split in splits_in_name(file)]
-             or [file for file in found if not splits_in_name(file)])
+    splits_of = {file: splits_in_name(file) or coco_folder_splits(place, file) for file in found}
+    files = ([file for file in found if split in splits_of[file]]
+             or [file for file in found if not splits_of[file]])
     if len(files) != 1:
         names = ", ".join(file.name for file in found)
         raise ValueError(f"{place}: {len(files)} files for split {split!r} among {names}")
     return files[0]
+
+
+def coco_folder_splits(place: Path, file: Path) -> list[str]:
+    """The split of Roboflow's FOLDER/valid/_annotations.coco.json."""
+    return [] if file.parent in (place, place / "annotations") else splits_in_name(file.parent)
 
 
 def read_coco(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
@@ -125,15 +142,23 @@ def read_coco(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
         except ROW_ERRORS as error:
             errors.append(describe_error(f"{file}:{number}", error))
             incomplete.add(row.get("image_id") if isinstance(row, dict) else None)
-    folders = ("images", split, f"images/{split}", file.stem.removeprefix("instances_"), ".")
+    beside = file.parent.relative_to(place).as_posix()
+    folders = ("images", split, f"images/{split}", file.stem.removeprefix("instances_"), ".",
+               *([beside] if beside not in (".", "annotations") else []))
+    if beside not in (".", "annotations"):          # names are those of one split's folder
+        folders = (beside,)
     for image_id, name in names.items():
         if image_id not in incomplete:
-            picture = find_picture(place, folders, name)
-            yield from object_samples(picture, objects[image_id], f"{file}:image {image_id}")
+            source = f"{file}:image {image_id}"
+            with skip_bad_row(source, errors):
+                picture = find_picture(place, folders, name)
+                yield from object_samples(picture, objects[image_id], source)
 
 
 def coco_object(row: dict, classes: dict[int, str]) -> tuple[str, Box]:
-    x, y, width, height = row["bbox"]
+    if not isinstance(row["bbox"], list):
+        raise ValueError(f"a bbox must be four numbers, not {short_repr(row['bbox'])}")
+    x, y, width, height = map(to_number, row["bbox"])
     name = lookup(classes, "category", row["category_id"])
     return name, checked_box(x, y, x + width, y + height)
 
@@ -150,7 +175,7 @@ def is_voc(place: Path) -> bool:
 
 def voc_files(place: Path) -> list[Path]:
     """In the order of their names, which the object numbers of DIOR-RSVG count in."""
-    found = (sorted((place / folder).glob("*.xml")) for folder in VOC_ANNOTATIONS)
+    found = (find_files(place / folder, "*.xml") for folder in VOC_ANNOTATIONS)
     return next(filter(None, found), [])
 
 
@@ -169,7 +194,7 @@ def read_voc(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
 
 def read_voc_file(place: Path, file: Path) -> tuple[str, list[tuple[str, Box]]]:
     """-> picture, and class and box of each object."""
-    root = ElementTree.parse(file).getroot()
+    root = read_xml(file)
     objects = []
     for number, item in enumerate(root.iter("object"), start=1):
         with error_context(f"object {number}"):
@@ -199,10 +224,10 @@ def is_dior_rsvg(place: Path) -> bool:
 def read_dior_rsvg(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """Objects are numbered over all files in the order of their names, never in the directory's.
     """
-    chosen, number = read_object_numbers(place / f"{split}.txt"), -1
+    chosen, number = read_object_numbers(find_file(place, f"{split}.txt")), -1
     for file in voc_files(place):
         with error_context(str(file)):
-            root = ElementTree.parse(file).getroot()
+            root = read_xml(file)
         for item in root.iter("object"):
             number += 1
             if number in chosen:
@@ -224,9 +249,9 @@ def rsvg_sample(place: Path, root: ElementTree.Element, item: ElementTree.Elemen
 
 def read_object_numbers(file: Path) -> set[int]:
     found = set()
-    for line, number in enumerate(file.read_text(encoding="utf-8").split(), start=1):
-        if not number.isdecimal():
-            raise ValueError(f"{file}:{line}: {number} is no object number")
+    for line, number in enumerate(" ".join(read_lines(file)).split(), start=1):
+        if not number.isdecimal() or len(number) > 15:
+            raise ValueError(f"{file}:{line}: {number[:40]} is no object number")
         found.add(int(number))
     return found
 
@@ -237,7 +262,7 @@ DOTA_SPLITS = ("train", "val", "test")
 
 
 def is_dota(place: Path) -> bool:
-    return any(any((place / folder / "labelTxt").glob("*.txt")) for folder in (".", *DOTA_SPLITS))
+    return any(find_files(place / folder / "labelTxt", "*.txt") for folder in (".", *DOTA_SPLITS))
 
 
 def read_dota(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
@@ -245,7 +270,7 @@ def read_dota(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     labels = place / folder / "labelTxt"
     if not labels.is_dir():
         raise ValueError(f"{labels}: no such folder")
-    for file in files_of_split([place], split, sorted(labels.glob("*.txt")), errors):
+    for file in files_of_split([place], split, find_files(labels, "*.txt"), errors):
         with skip_bad_row(str(file), errors):
             objects = list(read_label_file(file))
             yield from object_samples(dota_picture(place, folder, file.stem), objects, str(file))
@@ -258,7 +283,7 @@ def dota_picture(place: Path, folder: str, name: str) -> str:
 
 def read_label_file(file: Path) -> Iterator[tuple[str, Box]]:
     """-> class and upright box around the polygon of each line."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file), start=1):
         fields = line.split()
         if not fields or line.startswith(("imagesource:", "gsd:")):
             continue
@@ -266,4 +291,6 @@ def read_label_file(file: Path) -> Iterator[tuple[str, Box]]:
             if len(fields) not in (9, 10):
                 raise ValueError(f"not 8 numbers, class and difficult: {line[:60]!r}")
             x, y = [float(v) for v in fields[0:8:2]], [float(v) for v in fields[1:8:2]]
+            if not all(map(math.isfinite, x + y)):      # min and max pass over a NaN
+                raise ValueError(f"not 8 numbers, class and difficult: {line[:60]!r}")
             yield fields[8], checked_box(min(x), min(y), max(x), max(y))

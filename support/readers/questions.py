@@ -33,16 +33,22 @@ from pathlib import Path
 from support.common import read_json
 from support.images.common import PICTURE_SUFFIXES
 from support.readers.common import (
+    answer_text,
     class_name,
     error_context,
+    find_files,
     find_picture,
+    is_hidden,
     list_pictures,
     lookup,
+    portable_name,
     read_head,
+    read_lines,
     read_split_list,
     require_text,
     skip_bad_row,
     splits_in_name,
+    subfolders,
 )
 
 # ---- RSVQA ---------------------------------------------------------------------------------------
@@ -51,7 +57,7 @@ RSVQA_FOLDERS = ("Images_LR", "Images_HR", "Data", "images", "Images")
 
 
 def is_rsvqa(place: Path) -> bool:
-    return any(place.glob("*split_*_images*.json"))
+    return bool(find_files(place, "*split_*_images*.json"))
 
 
 def read_rsvqa(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
@@ -79,7 +85,7 @@ def rsvqa_fields(question: dict, images: dict, answers: dict) -> dict:
     found = [lookup(answers, "answer", number) for number in question["answers_ids"]]
     if not found:
         raise ValueError("a question without answers")
-    texts = [require_text(answer, "answer") for answer in found if answer["active"]]
+    texts = [answer_text(answer["answer"], "answer") for answer in found if answer["active"]]
     if not texts:
         return {}
     return {"turns": ((require_text(question, "question"), texts[0]),),
@@ -93,7 +99,7 @@ def rsvqa_table(place: Path, split: str, name: str) -> tuple[Path, dict[int, dic
     HR's second test split, Philadelphia, is test_phili in file names; test2 names it too.
     """
     pattern = f"*split_{'test_phili' if split == 'test2' else split}_{name}.json"
-    file = next(iter(sorted(place.glob(pattern))), None)
+    file = next(iter(find_files(place, pattern)), None)
     if file is None:
         raise ValueError(f"{place}: no file {pattern}")
     with error_context(str(file)):
@@ -101,9 +107,6 @@ def rsvqa_table(place: Path, split: str, name: str) -> tuple[Path, dict[int, dic
 
 
 # ---- RSIVQA --------------------------------------------------------------------------------------
-
-# A picture's name has no colon and no space, the question ends at the last question mark.
-QUESTION_LINE = re.compile(r"([^:\s]+):(.*\S.*)\?(.*\S.*)")
 
 QUESTION_TYPES = {       # the first pattern that is found in a question is its type
     "theme": r"\btheme\b",
@@ -120,12 +123,26 @@ def question_type(question: str) -> str:
     return next(types, "")
 
 
+def split_question(line: str) -> tuple[str, str, str] | None:
+    """picture:question?answer -> its parts; None where it is no such line.
+
+    A picture's name has no colon and no space, the question ends at the last question mark that an
+    answer follows.
+    """
+    name, _, rest = line.partition(":")
+    end = rest.rstrip()[:-1].rfind("?")
+    question, answer = rest[:max(end, 0)].strip(), rest[end + 1:].strip()
+    if not (name and question and answer) or len(name.split()) != 1 or name != name.strip():
+        return None
+    return portable_name(name), question, answer
+
+
 def read_question_lines(file: Path, errors: list[str]) -> Iterator[tuple[str, dict]]:
     """-> (picture, the fields of its sample without images) for each line."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        match = QUESTION_LINE.fullmatch(line.strip())
-        if match:
-            name, question, answer = (part.strip() for part in match.groups())
+    for number, line in enumerate(read_lines(file), start=1):
+        parts = split_question(line.strip())
+        if parts:
+            name, question, answer = parts
             yield name, {"turns": ((question + " ?", answer),), "task": "vqa",
                          "kind": question_type(question), "source": f"{file}:{number}"}
         elif line.strip():
@@ -134,17 +151,15 @@ def read_question_lines(file: Path, errors: list[str]) -> Iterator[tuple[str, di
 
 def question_files(place: Path) -> list[Path]:
     """The texts in a folder whose first line is such a question."""
-    return [file for file in sorted(place.glob("*.txt"))
-            if QUESTION_LINE.fullmatch(first_line(file))]
+    return [file for file in find_files(place, "*.txt") if split_question(first_line(file))]
 
 
 def first_line(file: Path) -> str:
-    with file.open(encoding="utf-8", errors="replace") as opened:
-        return opened.readline(1000).strip()
+    return read_head(file).split("\n", 1)[0][:1000].strip()
 
 
 def is_rsivqa(place: Path) -> bool:
-    return (place.is_dir() and not any(place.glob("dataset*.json"))
+    return (place.is_dir() and not find_files(place, "dataset*.json")
             and bool(question_files(place)))
 
 
@@ -160,7 +175,7 @@ def read_rsivqa(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
 
 def rsivqa_folder(place: Path, file: Path) -> str:
     """The folder with a text's pictures. ValueError: several could be."""
-    folders = [path.name for path in sorted(place.iterdir()) if path.is_dir() and has_picture(path)]
+    folders = [path.name for path in subfolders(place) if has_picture(path)]
     word = file.stem.lower().split("_")[0]
     candidates = [name for name in folders if word in name.lower()] or folders
     if len(candidates) > 1:         # names such as 1.tif are in more than one set
@@ -170,13 +185,18 @@ def rsivqa_folder(place: Path, file: Path) -> str:
 
 
 def has_picture(folder: Path) -> bool:
-    return any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*"))
+    return any(pictures_below(folder))
+
+
+def pictures_below(folder: Path) -> Iterator[Path]:
+    """The pictures in a folder and its subfolders."""
+    return (path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES
+            and not any(map(is_hidden, path.relative_to(folder).parts)))
 
 
 def index_pictures(place: Path, folder: str) -> dict[str, str]:
     """Names and stems of all pictures in a folder -> their paths; a name wins over a stem."""
-    paths = [path for path in sorted((place / folder).rglob("*"))
-             if path.suffix.lower() in PICTURE_SUFFIXES]
+    paths = sorted(pictures_below(place / folder))
     path_of = {path.stem: path for path in paths} | {path.name: path for path in paths}
     return {name: path.relative_to(place).as_posix() for name, path in path_of.items()}
 
@@ -192,7 +212,7 @@ def is_floodnet(place: Path) -> bool:
 
 def floodnet_files(place: Path) -> list[Path]:
     return [file for folder in (place / "Questions", place)
-            for file in sorted(folder.glob("*Question*.json"))]
+            for file in find_files(folder, "*Question*.json")]
 
 
 def read_floodnet(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
@@ -215,9 +235,9 @@ def read_floodnet(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
 
 
 def floodnet_sample(row: dict, place: Path, folders: list[str], source: str) -> dict:
-    answer = {"Ground_Truth": str(row["Ground_Truth"])}         # a count is a number
+    answer = answer_text(row["Ground_Truth"], "Ground_Truth")       # a count is a number
     return {"images": [find_picture(place, folders, require_text(row, "Image_ID"))], "task": "vqa",
-            "turns": ((require_text(row, "Question"), require_text(answer, "Ground_Truth")),),
+            "turns": ((require_text(row, "Question"), answer),),
             "kind": require_text(row, "Question_Type"), "source": source}
 
 
@@ -225,7 +245,7 @@ def floodnet_sample(row: dict, place: Path, folders: list[str], source: str) -> 
 
 CLASS_QUESTION = ("Classify the image within one of the given classes: {}. "
                   "Answer it using the above category word or phrase.")
-CLASS_LIST = re.compile(r"given classes: (.+?)\. Answer")       # also as other data sets end it
+CLASS_LIST = "given classes: ", ". Answer"          # around it; other data sets end it so too
 
 OTHER_ANNOTATIONS = ("*.json", "*.xml", "*_filename.txt")       # of another layout
 
@@ -237,19 +257,20 @@ def class_question(classes: Iterable[str]) -> str:
 
 def listed_classes(question: str) -> list[str]:
     """The classes that a question lists, as class_question writes them; none in other questions."""
-    match = CLASS_LIST.search(question)
-    return match[1].split(", ") if match else []
+    _, before, rest = question.partition(CLASS_LIST[0])
+    classes, after, _ = rest.partition(CLASS_LIST[1])
+    return classes.split(", ") if before and after and classes else []
 
 
 def is_class_folder(place: Path) -> bool:
-    if not place.is_dir() or any(any(place.glob(other)) for other in OTHER_ANNOTATIONS):
+    if not place.is_dir() or any(find_files(place, other) for other in OTHER_ANNOTATIONS):
         return False
     folders = class_folders(place)
     return len(folders) > 1 and all(map(list_pictures, folders)) and not question_files(place)
 
 
 def class_folders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir() and path.name[0] != ".")
+    return subfolders(place)
 
 
 def read_class_folder(place: Path, split: str, errors: list[str]) -> Iterator[dict]:

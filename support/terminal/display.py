@@ -129,6 +129,18 @@ def color_square(number: int) -> str:
 
 # ---- files ---------------------------------------------------------------------------------------
 
+def check_target(file: Path, inputs: Sequence[str], overwrite: bool = False) -> None:
+    """UserError: it exists, or, with `overwrite`, is one of the input pictures or in a clip."""
+    if not file.exists():
+        return
+    for name in inputs:
+        path = Path(name)
+        if path.exists() and (file.samefile(path) or path.is_dir() and file.parent.samefile(path)):
+            raise UserError(f"{file}: a picture of the conversation; save under another name")
+    if not overwrite:
+        raise UserError(f"{file}: exists; --overwrite writes over it")
+
+
 def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Detection]) -> None:
     """Write the picture that the first box lies in, with its boxes drawn on it.
 

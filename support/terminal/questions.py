@@ -37,14 +37,23 @@ TASK_PATTERNS = (
 
 
 def task_of(question: str) -> str:
-    """"refer", "vqa", ..; "" for a free question. UserError: it begins with an unknown [task]."""
-    if not question.startswith("[") or "]" not in question:
+    """"refer", "vqa", ..; "" for a free question. UserError: it begins with an unknown [task].
+
+    [VQA] and [ vqa ] are [vqa]; a region in front, [12, 30, 55, 70], is no task.
+    """
+    if not question.startswith("[") or "]" not in question or REGION.match(question):
         return ""
-    name = question[1:question.find("]")]
+    name = question[1:question.find("]")].strip().lower()
     if name and name not in IDENTIFIERS:
         known = " ".join(f"[{task}]" for task in IDENTIFIERS)
-        raise UserError(f"[{name}]: unknown task; there are {known}")
+        raise UserError(f"[{name[:80]}]: unknown task; there are {known}")
     return name
+
+
+def write_task(question: str) -> str:
+    """The question with its task as the model knows it: [VQA] .. -> [vqa] .. UserError: unknown."""
+    task = task_of(question)
+    return f"[{task}]{question[question.find(']') + 1:]}" if task else question
 
 
 def as_task_prompt(request: str) -> str:
@@ -82,31 +91,77 @@ def sampling_for(question: str, sampling: Mapping) -> dict:
 
 # ---- regions in a question -----------------------------------------------------------------------
 
-FOUR_NUMBERS = r"(\d+)[,\s]+(\d+)[,\s]+(\d+)[,\s]+(\d+)"
-PIXEL_REGION = re.compile(rf"(?:[\[{{(]\s*)?\b{FOUR_NUMBERS}\s*[\]}})]?\s*(?:px|pixels)\b")
-BARE_REGION = re.compile(rf"[\[{{(<]?\s*{FOUR_NUMBERS}")        # four numbers without a unit
-REGION_FORMS = "{<12><30><55><70>} in hundredths of the sides, or 120 80 300 260 px in pixels"
+REGION_FORMS = ("{<12><30><55><70>} in hundredths of the sides, 120 80 300 260 px or "
+                "[120, 80, 300, 260] in pixels, or [0.12, 0.3, 0.55, 0.7] in parts of the sides")
+
+NUMBER = r"[-\u2212]?(?:\d+(?:\.\d*)?|\.\d+)"
+REGION = re.compile(                    # four numbers in a row or more, which are refused
+    rf"(?P<open>[\[({{]\s*)?(?<![\w.\u2212-])(?P<numbers>{NUMBER}(?:(?:\s*[,;]\s*|\s+){NUMBER}){{3,}})"
+    r"(?![\d.]*\d)(?:\s*(?P<close>[\])}]))?(?:\s*(?P<unit>px|pixels?)\b)?")
+BRACKETS = {None: None, "[": "]", "(": ")", "{": "}"}
+WRITTEN_BOX = re.compile(r"\{\s*<[^{}]*>\s*\}")                # whether or not it can be read
+PERCENT_REGION = re.compile(rf"{NUMBER}\s*%(?:[,;\s]\s*{NUMBER}\s*%){{3}}", re.ASCII)
+BOX_NUMBERS = re.compile(r"\{\s*" + r"\s*".join([rf"<\s*({NUMBER})\s*>"] * 4) + r"\s*\}", re.ASCII)
 
 
 def regions_to_text(question: str, size: tuple[int, int] | None, pad: bool = False) -> str:
     """`120 80 300 260 px` (left, top, right, bottom) -> `{<23><15><58><50>}` in 512 x 512.
 
+    Decimals may stand in every form. Without a unit, four numbers in [] or () are pixels, or parts
+    of the sides where none is over 1; without either they are a region only in parts of the sides.
     size: width and height of the first picture, None without one; pad: as in data.encode_box.
-    UserError or ValueError: the region cannot be read, or does not lie in the picture.
+    UserError: the region cannot be read, or does not lie in the picture.
     """
-    def encode(match: re.Match) -> str:
-        if size is None:
-            raise UserError(f"{match[0].strip()}: a region in pixels needs a picture; name one")
-        return encode_box(tuple(map(int, match.groups())), *size, pad)
+    question = WRITTEN_BOX.sub(read_written_box, question)
+    is_identify = task_of(question) == "identify" and not BOX.search(question)
 
-    question = PIXEL_REGION.sub(encode, question)
-    for box in BOX.finditer(question):
-        if not find_boxes(box[0]):
-            raise UserError(f"{box[0]}: over 100; a region is {REGION_FORMS}")
-    bare = BARE_REGION.search(question)
-    if bare and question.startswith("[identify]") and not BOX.search(question):
-        raise UserError(f"{bare[0].strip()}: a region is {REGION_FORMS}")
+    def encode(match: re.Match) -> str:
+        text, unit, written = match[0].strip()[:80], match["unit"], match["numbers"]
+        numbers = [read_number(number) for number in re.findall(NUMBER, written)]
+        opening = match["open"] and match["open"].strip()
+        closed = BRACKETS[opening] == match["close"]
+        in_brackets = closed and opening in ("[", "(")
+        in_parts = not unit and max(map(abs, numbers)) <= 1 and (in_brackets or "." in written)
+        is_region = unit or in_brackets or in_parts
+        if len(numbers) != 4 or opening == "{" and not unit or not is_region:
+            in_braces = opening == "{" and closed and len(numbers) == 4
+            all_decimals = len(numbers) == 4 and written.count(".") == 4
+            if unit or is_identify or in_braces or all_decimals:
+                raise UserError(f"{text}: a region is {REGION_FORMS}")
+            return match[0]
+        if size is None:
+            raise UserError(f"{text}: a region in pixels needs a picture; name one")
+        if in_parts:
+            numbers = [number * side for number, side in zip(numbers, size * 2, strict=True)]
+        if min(numbers) < 0 or max(numbers[::2]) > size[0] or max(numbers[1::2]) > size[1]:
+            raise UserError(f"{text}: not in a picture of {size[0]} x {size[1]} pixels; a region "
+                            f"is {REGION_FORMS}")
+        before = "" if closed or opening is None else match["open"]
+        after = "" if closed or match["close"] is None else match["close"]
+        return before + encode_box(tuple(numbers), *size, pad) + after
+
+    question = REGION.sub(encode, question)
+    if is_identify and (found := PERCENT_REGION.search(question)):
+        raise UserError(f"{found[0][:80]}: a region is {REGION_FORMS}")
     return question
+
+
+def read_number(text: str) -> float:
+    return float(text.replace("\u2212", "-"))              # the minus sign of typography
+
+
+def read_written_box(match: re.Match) -> str:
+    """`{<12.5><30><55><70>}` -> `{<12><30><55><70>}`: cut off, as a box is written. UserError."""
+    if find_boxes(match[0]):
+        return match[0]
+    numbers = BOX_NUMBERS.fullmatch(match[0])
+    values = [read_number(number) for number in numbers.groups()] if numbers else []
+    if values and max(values) <= 1 and "." in match[0]:
+        values = [100 * value for value in values]
+    if not values or min(values) < 0 or max(values) > 100:
+        reason = "below 0 or over 100; " if values else ""
+        raise UserError(f"{match[0][:80]}: {reason}a region is {REGION_FORMS}")
+    return "{" + "".join(f"<{int(round(value, 6))}>" for value in values) + "}"
 
 
 # ---- boxes in an answer --------------------------------------------------------------------------

@@ -15,8 +15,14 @@ from support.common import UserError
 from support.images.clips import natural_key
 from support.images.draw import unused_name
 from support.images.read import Picture
-from support.terminal.display import eprint, print_picture
-from support.terminal.questions import as_task_prompt, regions_to_text, task_of
+from support.terminal.display import check_target, eprint, print_picture
+from support.terminal.questions import (
+    REGION,
+    as_task_prompt,
+    regions_to_text,
+    task_of,
+    write_task,
+)
 
 # ---- names of pictures ---------------------------------------------------------------------------
 
@@ -79,10 +85,11 @@ class Session:
     """The conversations of one run of chat.py, the current one, and the task set by /task."""
 
     def __init__(self, conversation: Conversation, interactive: bool = False,
-                 preview: bool = False, auto_task: bool = False):
+                 preview: bool = False, auto_task: bool = False, overwrite: bool = False):
         """interactive: a person at a terminal; preview: show pictures there; auto_task: rewrite
-        plain requests as task prompts."""
+        plain requests as task prompts; overwrite: save over files that exist."""
         self.interactive, self.preview, self.auto_task = interactive, preview, auto_task
+        self.overwrite = overwrite
         self.task = ""                                                  # or "[refer] ", say
         self.conversations: dict[tuple[FileKey, ...], Conversation] = {}        # numbered from 1
         self.recent: list[Conversation] = []                            # the current one is last
@@ -125,15 +132,24 @@ class Session:
         A question that differs from the line is printed. UserError: an unknown task, a region that
         cannot be read.
         """
-        question = line if line.startswith("[") else self.task + line
+        line = line.strip().encode("utf-8", "replace").decode()         # no lone surrogates
+        has_task = line.startswith("[") and not REGION.match(line)
+        question = line if has_task else self.task + line
         pictures = self.conversation.pictures
         size = pictures[0].size if pictures else None
-        rewritten = regions_to_text(question, size, self.conversation.pad)
+        rewritten = regions_to_text(write_task(question), size, self.conversation.pad)
         if not task_of(rewritten) and self.auto_task:
             rewritten = as_task_prompt(rewritten)
         if rewritten != question:
             eprint(f"({rewritten})")
         return rewritten
+
+    def save(self, file: Path, overwrite: bool = False) -> None:
+        """Save the current conversation or its picture. UserError: the file exists, or it is one of
+        the pictures of this session."""
+        shown = [path for own in self.conversations.values() for path in own.paths]
+        check_target(file, shown, overwrite or self.overwrite)
+        self.conversation.save(file)
 
     def listing(self) -> str:
         """All sets of pictures with their numbers, * before the current one."""
@@ -167,11 +183,14 @@ HELP = """/image FILE ..  switch to other pictures; /image 1: return to the firs
 /undo           take back the last question and its answer
 /reset          forget all questions about these pictures
 /task NAME      put [NAME] in front of every question; /task alone: leave questions as they are
-/save FILE      .png: the picture with its boxes; .json: the conversation, as training data
+/save FILE      .png: the picture with its boxes; .json: the conversation, as training data;
+                /save FILE --overwrite writes over a file that exists
 /help           this text
 /quit           leave, also with Ctrl-D; Ctrl-C stops an answer
 Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIERS) + """
-A region: {<12><30><55><70>} in hundredths of the sides, or 120 80 300 260 px
+A region: {<12><30><55><70>} in hundredths of the sides, or 120 80 300 260 px; four numbers in
+brackets are pixels, [120, 80, 300, 260], or where none is over 1, [0.2, 0.3, 0.6, 0.7], parts of
+the sides
 Of several pictures a box lies in the first, unless the answer names another ("picture 2")."""
 
 
@@ -194,11 +213,13 @@ def run_command(session: Session, line: str) -> str | None:
         case "/reset":
             conversation.reset()
         case "/task":
-            task = f"[{arguments[0].strip('[]')}] " if arguments else ""
+            task = f"[{arguments[0].strip('[]').lower()}] " if arguments else ""
             session.task = task if task_of(task) else ""
         case "/save":
             default = unused_name((conversation.paths or ["chat"])[0])
-            conversation.save(Path(arguments[0]) if arguments else default)
+            overwrite = "--overwrite" in arguments
+            names = [name for name in arguments if name != "--overwrite"]
+            session.save(Path(names[0]) if names else default, overwrite)
         case "/help":
             eprint(HELP)
         case "/quit" | "/exit":

@@ -10,12 +10,12 @@ A finding is a fault, which stops a training, or a note, which does not:
     too long                over --max_tokens
 
     box corrected           corners in the wrong order, or over the edge: encode_box puts it right
+    text box                a box written in a text in other numbers than hundredths
     long strip              squashed to a square, its sides differ more than 4 times
     duplicate sample        the same pictures, texts and boxes again
     picture in two splits   in train and in another split
 """
 import json
-import math
 import random
 import sys
 from collections import Counter, defaultdict
@@ -30,21 +30,23 @@ from data import (
     PROMPTS,
     Tokenizer,
     apply_templates,
+    describe_text_boxes,
     encode_conversation,
     load_images,
     parse_boxes,
 )
 from support.common import Box, UserError, option, parse_config
-from support.images.clips import is_clip
+from support.images.clips import check_pixels, is_clip
 from support.images.draw import contact_sheet, draw_boxes
-from support.images.read import PictureHeader, read_headers
+from support.images.read import PictureHeader, read_headers, read_notes
 from support.readers import FORMATS, read_split
-from support.readers.common import DataError, Sample, SampleTable
+from support.readers.common import DataError, Sample, SampleTable, box_fault
 from support.readers.conversations import describe_skyeye_fields, is_skyeye
 from support.readers.questions import listed_classes
 
 FAULTS = ("row", "picture", "empty question", "box", "class", "too long")
-NOTES = ("box corrected", "long strip", "duplicate sample", "picture in two splits")
+NOTES = ("box corrected", "text box", "long strip", "picture tags", "duplicate sample",
+         "picture in two splits")
 
 STRIP_RATIO = 4                 # long side to short side, from which a picture is a long strip
 TEMPLATE_TOKENS = 200           # more than a template takes
@@ -74,6 +76,7 @@ class CheckConfig:
     prompt: str = option("skyeye", "prompt style", choices=tuple(PROMPTS))
     visual_tokens: int = option(16, "visual tokens of a picture; 256 at full size")
     max_tokens: int = option(1024, "longest sample in tokens; a longer one is a fault")
+    deep: bool = option(False, "with --check: decode every picture and clip, not only the headers")
     json: str = option("", "with --check: write the report to this JSON file", metavar="FILE")
     samples: int = option(12, "with --show: number of samples", aliases=("-n",))
     seed: int = option(42, "with --show: which samples are drawn")
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: CheckConfig) -> int:
     place = Path(args.check)
     splits = read_splits(place, args)
-    report = check_data(splits, TokenCounter(Tokenizer(args.tokenizer), args))
+    report = check_data(splits, TokenCounter(Tokenizer(args.tokenizer), args), args.deep)
     if is_skyeye(place):
         print("\n".join(describe_skyeye_fields(place)))
     print(report.text())
@@ -208,9 +211,10 @@ class TokenCounter:
         return num_bytes + TEMPLATE_TOKENS + visual_tokens > self.max_tokens
 
 
-def check_data(splits: Splits, tokens: TokenCounter) -> Report:
+def check_data(splits: Splits, tokens: TokenCounter, deep: bool = False) -> Report:
+    """deep: decode every picture."""
     report = Report()
-    headers = check_pictures(splits, report)
+    headers = check_pictures(splits, report, deep)
     for name, (samples, errors) in splits.items():
         for error in errors:
             report.add("row", error)
@@ -238,7 +242,7 @@ def check_length(sample: Sample, tokens: TokenCounter, measured: bool, report: R
         report.add("too long", sample.source, f"{count} tokens, over {tokens.max_tokens}")
 
 
-def check_pictures(splits: Splits, report: Report) -> dict[str, PictureHeader]:
+def check_pictures(splits: Splits, report: Report, deep: bool) -> dict[str, PictureHeader]:
     headers = read_headers(path for samples, _ in splits.values()
                            for paths in samples.image_sets for path in paths)
     report.pictures = len(headers)
@@ -247,6 +251,13 @@ def check_pictures(splits: Splits, report: Report) -> dict[str, PictureHeader]:
             report.add("picture", fault)
         elif max(width, height) > STRIP_RATIO * min(width, height):
             report.add("long strip", path, f"{width} x {height}, squashed to a square")
+    for path, note in read_notes(headers).items():
+        if note:
+            report.add("picture tags", path, note)
+    if deep:
+        for fault in check_pixels([path for path, h in headers.items() if not h.fault]).values():
+            if fault:
+                report.add("picture", fault)
     return headers
 
 
@@ -262,6 +273,8 @@ def check_splits(splits: Splits, report: Report) -> None:
 def check_sample(sample: Sample, headers: Sequence[PictureHeader]) -> Iterator[tuple[str, str]]:
     """-> (kind, reason) of each finding; headers: of the sample's pictures."""
     for question, answer in sample.turns:
+        if found := describe_text_boxes(question) or describe_text_boxes(answer):
+            yield "text box", found
         if not question.strip() and sample.task not in ("caption", "video"):
             yield "empty question", f"before {answer[:40]!r}"
     if sample.task == "scene":
@@ -281,12 +294,8 @@ def check_box(box: Box, width: int, height: int) -> Iterator[tuple[str, str]]:
     x1, x2 = sorted(box[::2])
     y1, y2 = sorted(box[1::2])
     where = f"{tuple(round(side, 1) for side in box)} in {width} x {height}"
-    if not all(map(math.isfinite, box)):
-        yield "box", f"{where}: not a number"
-    elif x1 == x2 or y1 == y2:
-        yield "box", f"{where}: no area"
-    elif x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        yield "box", f"{where}: outside the picture"
+    if fault := box_fault(box, width, height):
+        yield "box", fault
     elif (x1, y1, x2, y2) != tuple(box):
         yield "box corrected", f"{where}: corners in the wrong order"
     elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:

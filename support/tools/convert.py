@@ -124,13 +124,14 @@ def convert(args: ConvertConfig, vit_config: ViTConfig | None = None) -> None:
         parts["adapter"] = new_projector(config)
     check_parts(parts, config, places)
     tokenizer = find_tokenizer(places["llama"], config.llama.vocab_size)
+    files = []
     for part, tensors in parts.items():
         numbers = sum(math.prod(tensor.shape) for tensor in tensors.values())
         print(f"{part}: {numbers:,} parameters in {len(tensors)} tensors, "
               f"{places.get(part, 'new, to be trained')}", file=sys.stderr)
         if args.copy or part != "llama":
-            write_shards(out, part, tensors)
-    write_json(out / "config.json", asdict(config))
+            files += write_shards(out, part, tensors)
+    write_json(out / "config.json", asdict(config) | {"files": files})
     shutil.copyfile(tokenizer, out / "tokenizer.model")
     print(f"prompts: in the style {config.prompt}", file=sys.stderr)
 
@@ -239,8 +240,8 @@ def export(args: ConvertConfig) -> None:
 
 
 def write_merged(out: Path, config: SkyEyeConfig, tensors: Tensors, dtype: torch.dtype) -> None:
-    write_shards(out, "model", merge_lazy(tensors, config.lora), dtype)
-    write_json(out / "config.json", asdict(replace(config, lora=None, base="")))
+    files = write_shards(out, "model", merge_lazy(tensors, config.lora), dtype)
+    write_json(out / "config.json", asdict(replace(config, lora=None, base="")) | {"files": files})
 
 
 def write_llama(out: Path, config: SkyEyeConfig, tensors: Tensors, dtype: torch.dtype) -> None:

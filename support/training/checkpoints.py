@@ -4,34 +4,66 @@
         config.json, *.safetensors, tokenizer.model     a model folder, as chat.py and eval.py read
         trainer.pt      a dict: step, config (train.TrainConfig's fields), where (versions, commit),
                         optimizer, scaler, parameters (the trained ones, in float32)
+        run.json        the identity of the run, see support.training.runs
+        checksums.json  SHA-256 of every file, written last and compared before resuming
+        run.json        the identity of the run, see support.training.runs
+        checksums.json  SHA-256 of every file, written last and compared before resuming
+        run.json        the identity of the run, see support.training.runs
+        checksums.json  SHA-256 of every file, written last and compared before resuming
 
 A checkpoint is written to checkpoint-N.tmp, flushed to the disk and renamed, so neither a kill nor
 a power cut leaves half of one under the final name. There is no random state in it: every step
 seeds its own.
 """
 import contextlib
+import hashlib
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from tqdm import tqdm
 
 from lora import LoRAConfig
 from projector import SkyEyeGPT, read_config
-from support.checkpoints.files import ModelError, check_safetensors, read_json
+from support.checkpoints.files import (
+    ModelError,
+    check_safetensors,
+    index_files,
+    read_json,
+    write_json,
+)
 from support.checkpoints.names import is_adapter_name
-from support.common import UserError, differences, environment, is_out_of_memory
-from support.training.distributed import gather_full, get_rank, load_full
+from support.common import UserError, differences, environment, is_out_of_memory, write_atomic
+from support.readers.common import DataError
+from support.training.distributed import (
+    from_rank_0,
+    gather_full,
+    get_rank,
+    get_world_size,
+    load_full,
+    wait_for_all,
+)
+from support.training.runs import (
+    changed_processes,
+    changed_sources,
+    is_of_run,
+    new_run,
+    read_run,
+    refuse_other_run,
+    rows_a_step,
+    write_run,
+)
 
 # What a resumed run may change. The LoRA is compared by itself, see lora_settings.
 MAY_CHANGE = ("device", "compile", "shard", "num_workers", "save_steps", "save_total_limit",
-              "log_steps", "log_to", "resume", "force", "output_dir")
+              "log_steps", "log_to", "resume", "force", "overwrite", "output_dir", "skip_bad")
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, ModelError)     # where a disk is full
 
@@ -45,10 +77,20 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     settings: dict                      # the fields of train.TrainConfig
+    sources: dict = field(default_factory=dict)     # runs.describe_sources of this run
+    run: dict = field(default_factory=dict)         # the identity, once it is known
+    step: int = 0                       # steps done
+    saved_step: int = 0                 # those in the newest checkpoint
 
     @property
     def out(self) -> Path:
         return Path(self.settings["output_dir"])
+
+    @property
+    def adapters_only(self) -> bool:
+        """Whether nothing but adapters is trained: a checkpoint leaves the base out."""
+        return all(is_adapter_name(name) for name, p in self.model.named_parameters()
+                   if p.requires_grad)
 
 
 def save(state: TrainState, step: int) -> Path:
@@ -65,60 +107,179 @@ def save(state: TrainState, step: int) -> Path:
     trained = {name: tensors[name] for name, p in model.named_parameters() if p.requires_grad}
     trainer = {"step": step, "config": state.settings, "where": environment(),
                "optimizer": optimizer, "scaler": state.scaler.state_dict(), "parameters": trained}
-    # In float32: the model, the trained parameters again, AdamW's two moments of each.
-    size = 4 * sum(p.numel() for p in tensors.values())
+    # In float32: what is written of the model, the trained parameters again, AdamW's two moments.
+    size = 4 * sum(p.numel() for name, p in tensors.items()
+                   if not state.adapters_only or is_adapter_name(name))
     size += 12 * sum(p.numel() for p in trained.values())
     with new_checkpoint(state.out, step, size) as folder:
-        write_model(folder, model, state.settings, tensors)
+        write_model(folder, state, tensors)
         torch.save(trainer, folder / "trainer.pt")
-    remove_oldest(state.out, final, state.settings["save_total_limit"])
+        write_run(folder, state.run)
+        write_json(folder / CHECKSUMS, {path.name: checksum(path) for path in folder.iterdir()})
+    state.saved_step = step
+    remove_oldest(state.out, final, state.settings["save_total_limit"], state.run.get("id", ""),
+                  state.settings["overwrite"])
     return final
 
 
+def try_save(state: TrainState, previous: Path | None) -> Path | None:
+    """Save the steps done -> the newest checkpoint. Where it cannot be written, say so: the
+    training goes on and tries again at the next step that is saved."""
+    try:
+        return save(state, state.step)
+    except UserError as error:
+        tqdm.write(f"{error}; the training goes on and tries again in "
+                   f"{state.settings['save_steps']} steps", file=sys.stderr)
+        return previous
+
+
+@contextlib.contextmanager
+def saved_on_error(state: TrainState) -> Iterator[None]:
+    """Where data end the run, on all processes at once, save the steps done, and say so."""
+    try:
+        yield
+    except DataError:
+        try:
+            if state.step > state.saved_step:
+                saved = save(state, state.step)
+                if get_rank() == 0:
+                    print(f"saved {saved}: --resume auto goes on from there", file=sys.stderr)
+        except UserError as error:
+            print(error, file=sys.stderr)
+        finally:
+            wait_for_all()                      # a process that ends first would end the others
+        raise
+
+
 def save_result(state: TrainState) -> Path:
-    """Write the trained model into the output folder itself -> that folder."""
+    """Write the trained model into the output folder itself -> that folder. UserError."""
     tensors = gather_full(state.model.state_dict())
-    if get_rank() == 0:
-        write_model(state.out, state.model, state.settings, tensors)
+    if get_rank():
+        return state.out
+    try:
+        write_model(state.out, state, tensors)
+    except WRITE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{state.out}: the trained model is not written "
+                        f"({' '.join(str(error).split())}); make room, then --resume auto goes on "
+                        "from the newest checkpoint") from error
+    remove_other_weights(state.out)
     return state.out
 
 
-def write_model(folder: Path, model: SkyEyeGPT, settings: dict, tensors: dict[str, Tensor]) -> None:
+def remove_other_weights(folder: Path) -> None:
+    """Those of an earlier result, which the run was told to replace."""
+    files = read_json(folder / "config.json")["files"]
+    index = f"{Path(files[0]).stem.partition('-')[0]}.safetensors.index.json"
+    keep = {*files, index} if len(files) > 1 else {*files}
+    for pattern in ("model*.safetensors", "adapter*.safetensors", "*.safetensors.index.json"):
+        for path in folder.glob(pattern):
+            if path.name not in keep:
+                path.unlink()
+
+
+def write_model(folder: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
     """A model folder: complete; or, where nothing but adapters was trained, those and the path of
     the model they belong to. tensors: the model's full state dict."""
-    adapters_only = all(is_adapter_name(n) for n, p in model.named_parameters() if p.requires_grad)
-    model.save_pretrained(folder, base=settings["model"] if adapters_only else "", state=tensors)
-    tokenizer = Path(settings["model"]) / "tokenizer.model" if settings["model"] else Path(
-        settings["tokenizer"])
-    shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    settings = state.settings
+    state.model.save_pretrained(folder, base=settings["model"] if state.adapters_only else "",
+                                state=tensors)
+    tokenizer = tokenizer_file(settings).read_bytes()
+    write_atomic(folder / "tokenizer.model", lambda path: path.write_bytes(tokenizer))
+
+
+def tokenizer_file(settings: dict) -> Path:
+    """That of the model the run starts from, or of a new one."""
+    if settings["model"]:
+        return Path(settings["model"]) / "tokenizer.model"
+    return Path(settings["tokenizer"])
+
+
+# ---- begin and resume ----------------------------------------------------------------------------
+
+def begin(state: TrainState) -> int:
+    """Resume, or start a new run in the output folder -> the steps done.
+
+    UserError: as resume; or another run's checkpoints or result lie in the folder.
+    """
+    settings, out = state.settings, state.out
+    found = find_resumed(settings) if settings["resume"] else None
+    if found:
+        restore(state, found)
+    if not found or found.parent.resolve() != out.resolve():
+        run_id = state.run["id"] if found else None
+        from_rank_0(lambda: refuse_other_run(out, checkpoint_folders(out), run_id,
+                                             settings["overwrite"]))
+    if not found:
+        state.run = from_rank_0(lambda: new_run(state.sources))
+    if get_rank() == 0:
+        log = out / "log.jsonl"
+        if not found and log.is_file():         # of a run that has left nothing else, or that
+            log.replace(out / "log.old.jsonl")          # --overwrite replaces
+        write_run(out, state.run)
+    return state.step
 
 
 def resume(state: TrainState) -> int:
     """Restore the checkpoint that the setting `resume` names -> the steps done, 0 if there is none.
 
-    "auto" is the newest complete one of the output folder. ModelError: no checkpoint, or one of a
-    run with other settings, unless the setting `force` is on.
+    "auto" is the newest complete one of the output folder's run. ModelError: no checkpoint, a
+    damaged one, or one of a run with other settings or data, unless the setting `force` is on.
     """
-    settings = state.settings
-    found = Path(settings["resume"])
-    if settings["resume"] == "auto":
-        found, incomplete = newest_checkpoint(state.out)
-        for line in incomplete:
+    found = find_resumed(state.settings)
+    if found:
+        restore(state, found)
+    return state.step
+
+
+def find_resumed(settings: dict) -> Path | None:
+    """The checkpoint that the setting `resume` names; the same on all processes."""
+    return from_rank_0(lambda: choose_checkpoint(settings["resume"], Path(settings["output_dir"])))
+
+
+def choose_checkpoint(name: str, out: Path) -> Path | None:
+    if name == "auto":
+        found, skipped = newest_checkpoint(out)
+        for line in skipped:
             print(line, file=sys.stderr)
-        if not found:
-            return 0
+        return found
+    found = Path(name)
     if not (found / "trainer.pt").is_file():
         raise ModelError(f"{found}: not a checkpoint, it has no trainer.pt")
+    if reason := why_damaged(found):
+        raise ModelError(f"{found}: damaged ({reason}); name an earlier checkpoint, or --resume "
+                         "auto")
+    return found
+
+
+def restore(state: TrainState, found: Path) -> None:
+    """Fill the state from a checkpoint. ModelError: one of other settings, data or weights."""
+    settings, saved_run = state.settings, read_run(found)
     trainer = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True,
                          mmap=settings["shard"])        # each process reads its part
-    changed = differences(trainer["config"] | lora_settings(read_config(found).lora),
-                          settings | lora_settings(state.model.config.lora), MAY_CHANGE)
+    saved = trainer["config"]
+    sources = state.sources or {"processes": get_world_size()}
+    processes, same_rows = changed_processes(saved_run, sources, saved, settings)
+    batch = ("batch_size", "grad_accum")
+    changed = differences(saved | lora_settings(read_config(found).lora),
+                          settings | lora_settings(state.model.config.lora),
+                          MAY_CHANGE + (batch if same_rows else ()))
+    changed += [] if same_rows else processes
+    changed += changed_sources(saved_run, sources, settings) if state.sources else []
     if changed and not settings["force"]:
         raise ModelError(f"{found}: trained with other settings ({'; '.join(changed)}); --force "
                          "resumes all the same")
+    if same_rows and get_rank() == 0:
+        processes += differences({name: saved[name] for name in batch},
+                                 {name: settings[name] for name in batch})
+        if processes:
+            print(f"{'; '.join(processes)}: {rows_a_step(settings, sources['processes'])} rows a "
+                  "step as before; dropout and rounding differ", file=sys.stderr)
     load_full(state.model, state.optimizer, trainer["parameters"], trainer["optimizer"])
     state.scaler.load_state_dict(trainer["scaler"])
-    return trainer["step"]
+    state.run = {"id": saved_run.get("id", "")} | state.sources
+    state.step = state.saved_step = trainer["step"]
 
 
 def lora_settings(lora: LoRAConfig | None) -> dict:
@@ -131,10 +292,13 @@ def lora_settings(lora: LoRAConfig | None) -> dict:
 # ---- find ----------------------------------------------------------------------------------------
 
 def newest_checkpoint(out: Path) -> tuple[Path | None, list[str]]:
-    """-> the newest complete one, and a line for each newer one that is incomplete."""
-    lines = []
+    """-> the newest sound one of the folder's run, and a line for each newer one that is not."""
+    lines, run = [], read_run(out)
     for path in reversed(checkpoint_folders(out)):
-        reason = why_incomplete(path)
+        if run and not is_of_run(path, run.get("id", "")):
+            lines.append(f"{path.name} is of another run, skipping it")
+            continue
+        reason = why_damaged(path)
         if not reason:
             return path, lines
         lines.append(f"{path.name} is incomplete ({reason}), skipping it")
@@ -173,10 +337,7 @@ def check_weights(folder: Path) -> None:
     header says."""
     names = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
-        files = read_json(index).get("weight_map")
-        if not isinstance(files, dict) or not files:
-            raise ModelError(f"{index}: no weight_map")
-        names |= {Path(str(name)).name for name in files.values()}
+        names.update(index_files(index))
     if not names:
         raise ModelError("no *.safetensors")
     for name in sorted(names):
@@ -190,6 +351,35 @@ def why_unreadable(file: Path) -> str:
         torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         return f"{file.name}: cut off, or not written by torch.save ({type(error).__name__})"
+    return ""
+
+
+# ---- checksums -----------------------------------------------------------------------------------
+
+CHECKSUMS = "checksums.json"
+
+
+def checksum(file: Path) -> str:
+    """SHA-256, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def why_damaged(folder: Path) -> str:
+    """Why a checkpoint cannot be resumed from, in a few words; "" if it can. Reads every byte."""
+    if reason := why_incomplete(folder):
+        return reason
+    if not (folder / CHECKSUMS).is_file():      # of an earlier version
+        return ""
+    try:
+        for name, expected in read_json(folder / CHECKSUMS).items():
+            if checksum(folder / Path(name).name) != expected:
+                return f"{name}: its checksum differs, it has changed since it was written"
+    except (ModelError, OSError) as error:
+        return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())
     return ""
 
 
@@ -268,15 +458,19 @@ def rename_folder(source: Path, target: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def remove_oldest(out: Path, newest: Path, limit: int) -> None:
-    """Remove the oldest complete checkpoints, so that `limit` stay (0: all), `newest` among them.
+def remove_oldest(out: Path, newest: Path, limit: int, run_id: str = "",
+                  overwrite: bool = False) -> None:
+    """Remove the oldest complete checkpoints of the run, so that `limit` stay (0: all), `newest`
+    among them; with `overwrite` those of other runs too, as the run has one of its own now.
 
     Each is renamed first: a removal that is interrupted leaves no half under a final name.
     """
-    if not limit:
-        return
-    older = [path for path in complete_checkpoints(out) if path != newest]
-    for path in older[:max(0, len(older) + 1 - limit)]:
+    own = [path for path in complete_checkpoints(out)
+           if path != newest and is_of_run(path, run_id)]
+    removed = own[:max(0, len(own) + 1 - limit)] if limit else []
+    if overwrite:
+        removed += [path for path in checkpoint_folders(out) if not is_of_run(path, run_id)]
+    for path in removed:
         temporary = path.with_name(path.name + ".tmp")
         with contextlib.suppress(OSError):      # the new checkpoint is there, which is what counts
             path.rename(temporary)

@@ -1,23 +1,20 @@
-"""Training on several processes: who gets which rows, and who holds which part of the model.
+"""Training on several processes: what they tell each other, and who holds which part of the model.
 
 torchrun starts the same train.py on every process. Each holds the whole model and
 DistributedDataParallel (DDP) averages the gradients; or, with --shard, each holds a part of every
 tensor (FSDP2). With a single process nothing here communicates.
 """
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
-from itertools import islice
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
-from data import PADDING, PackedDataset, collate
+from data import PADDING
 from projector import SkyEyeGPT
 from support.checkpoints.files import ModelError
 from support.common import UserError
@@ -56,6 +53,33 @@ def sum_over_processes(x: Tensor) -> Tensor:
     if get_world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def gather_lists(items: list) -> list:
+    """-> the items of all processes, in the order of their ranks, on every process."""
+    if get_world_size() == 1:
+        return items
+    lists: list = [None] * get_world_size()
+    dist.all_gather_object(lists, items)
+    return [item for own in lists for item in own]
+
+
+def from_rank_0(function: Callable[[], object]):
+    """-> on every process what the function gives on rank 0; its UserError on every process."""
+    result: object = None
+    failure = None
+    if get_rank() == 0:
+        try:
+            result = function()
+        except UserError as error:
+            failure = error
+    if get_world_size() > 1:
+        box = [result, str(failure) if failure else ""]
+        dist.broadcast_object_list(box)
+        result, failure = box[0], failure or (ModelError(box[1]) if box[1] else None)
+    if failure:
+        raise failure
+    return result
 
 
 def any_process(flag: bool, device: str) -> bool:
@@ -171,7 +195,7 @@ def load_full(model: nn.Module, optimizer: torch.optim.Optimizer, parameters: di
     optimizer.load_state_dict(optimizer_state | {"state": moments})
 
 
-# ---- batches -------------------------------------------------------------------------------------
+# ---- a batch without a picture -------------------------------------------------------------------
 
 def with_dummy_image(batch: dict[str, Tensor | None], image_size: int, visual_tokens: int
                      ) -> dict[str, Tensor]:
@@ -187,43 +211,3 @@ def with_dummy_image(batch: dict[str, Tensor | None], image_size: int, visual_to
               for name, rows in batch.items() if name != "images"}
     longer["ids"][0, -visual_tokens:] = -1
     return longer | {"images": torch.zeros(1, 3, image_size, image_size)}
-
-
-@dataclass(frozen=True)
-class BatchSchedule:
-    """Which rows each process gets at each step: a function of the step alone.
-
-    So a resumed run gets the rows it would have got, and the processes together get each row of an
-    epoch once.
-    """
-    dataset: PackedDataset
-    batch_size: int             # rows of a process and micro-step
-    grad_accum: int             # micro-steps of a step
-    max_steps: int
-    rank: int = 0
-    world_size: int = 1
-
-    def keys(self, start: int) -> Iterator[list[tuple[int, int]]]:
-        """-> the keys (epoch, row) of each micro-batch after step `start`."""
-        for micro in range(start * self.grad_accum, self.max_steps * self.grad_accum):
-            first = (micro * self.world_size + self.rank) * self.batch_size
-            yield [divmod(i, len(self.dataset)) for i in range(first, first + self.batch_size)]
-
-    def batches(self, start: int, num_workers: int) -> Iterator[tuple[dict, ...]]:
-        """-> the micro-batches of each step after step `start`, as data.collate makes them."""
-        loader = iter(DataLoader(self.dataset, batch_sampler=self.keys(start), collate_fn=collate,
-                                 num_workers=num_workers))
-        try:
-            yield from zip(*[loader] * self.grad_accum, strict=True)
-        except UserError as error:
-            if not num_workers:
-                raise
-            # A loader process sends its traceback as text, which ends in "module.Error: message".
-            last_line = str(error).splitlines()[-1]
-            raise UserError(last_line.partition(": ")[2]) from None
-
-    def sources(self, step: int) -> list[str]:
-        """-> file and row of every sample that this process has at a step."""
-        micro_batches = islice(self.keys(step - 1), self.grad_accum)
-        return [self.dataset.samples[i].source for keys in micro_batches for key in keys
-                for i in self.dataset.samples_of_row(*key)]

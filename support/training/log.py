@@ -6,7 +6,8 @@
 is a line of log.jsonl, with "experts" for MoE-LoRA: the part of the tokens that each expert got.
 tflops is what this process computes a second, mfu how large a part that is of what a matrix
 product alone reaches. A step that was skipped has "skipped": true and "rows", where its samples
-stand in the data.
+stand in the data. With --skip_bad, a step that met faulty rows has a line with "left_out", what is
+wrong with each of them.
 """
 import json
 import math
@@ -92,19 +93,23 @@ class Logger:
         self.file = None
         if get_rank() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(file, "a", encoding="utf-8")
+            self.file = open(file, "ab", buffering=0)
+        self.write_failed, self.left_out = False, 0
         self.counts: Counter = Counter()        # since the last line
         self.start_time = time.perf_counter()
         self.last_line = ""
 
     def add(self, step: int, *, loss: float, lr: float, norm: float, batches: Sequence[dict],
-            skipped_rows: Sequence[str] = ()) -> str:
+            skipped_rows: Sequence[str] = (), left_out: Sequence[str] = ()) -> str:
         """-> what the progress bar shows.
 
         batches: those of this process; skipped_rows: where their samples stand, if the step was
-        skipped.
+        skipped; left_out: what is wrong with the rows that were.
         """
         self.count(batches)
+        if left_out:
+            self.left_out += len(left_out)
+            self.write({"step": step, "left_out": list(left_out)})
         if skipped_rows:
             self.write({"step": step, "skipped": True, "loss": loss, "norm": norm,
                         "rows": skipped_rows})
@@ -140,10 +145,22 @@ class Logger:
 
     def write(self, row: dict) -> None:
         if self.file:
-            print(json.dumps(row), file=self.file, flush=True)
+            self.write_line(json.dumps(row))
             numbers = {name: value for name, value in row.items() if isinstance(value, float)}
             for log in self.loggers:
                 log(row["step"], numbers)
+
+
+    def write_line(self, line: str) -> None:
+        """The training goes on where it cannot be written, and says so once."""
+        try:
+            self.file.write(line.encode() + b"\n")
+            self.write_failed = False
+        except OSError as error:
+            if not self.write_failed:
+                tqdm.write(f"{self.file.name}: not written ({error.strerror}); the training goes "
+                           "on", file=sys.stderr)
+            self.write_failed = True
 
 
 def count_samples(batch: dict[str, Tensor]) -> int:
@@ -223,7 +240,10 @@ def plot_loss(log: Path, file: Path) -> None:
     right.plot(steps, rates, color="#e8871e", linewidth=1.5, label="learning rate")
     right.set(ylabel="learning rate", ylim=(0, None))
     figure.legend(loc="outside upper center", ncols=3)
-    write_atomic(file, lambda path: figure.savefig(path, format="png"))
+    try:
+        write_atomic(file, lambda path: figure.savefig(path, format="png"))
+    except OSError as error:                    # the model is saved: a plot is not worth its run
+        print(f"{file} is not drawn ({error}); the numbers are in {log}", file=sys.stderr)
 
 
 def read_log(log: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
