@@ -17,6 +17,7 @@ import math
 import random
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,24 +173,6 @@ def preprocess(image: Image.Image, size: int, augmentation: Augmentation = NO_AU
 
 BOX = re.compile(r"\{\s*" + r"\s*".join([r"<\s*(\d{1,3})\s*>"] * 4)
                  + r"\s*(?:\|\s*<\s*(-?\d{1,3})\s*>\s*)?\}", re.ASCII)
-PHRASE = re.compile(r"<p>(.*?)</p>")
-
-
-NUMBER = r"<\s*-?\d{1,9}(?:\.\d{0,20})?\s*>\s*"
-LOOSE_BOX = re.compile(r"\{\s*" + NUMBER * 4 + r"(?:\||\})", re.ASCII)
-
-
-def describe_text_boxes(text: str) -> str:
-    """What a text holds that looks like a box and is none, for a note; "" where there is none."""
-    for match in LOOSE_BOX.finditer(text):
-        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d*)?", match[0])][:4]
-        fits = BOX.match(text, match.start()) and max(numbers) <= 100
-        if not fits:
-            thousandths = "." not in match[0] and 100 < max(numbers) <= 1000 and min(numbers) >= 0
-            fractions = "." in match[0] and max(numbers) <= 1 and min(numbers) >= 0
-            kind = "thousandths" if thousandths else "fractions" if fractions else "other numbers"
-            return f"{match[0][:60]}: {kind}; a box has whole hundredths, 0 to 100"
-    return ""
 
 
 def find_phrases(text: str) -> list[tuple[int, str]]:
@@ -205,6 +188,14 @@ def find_phrases(text: str) -> list[tuple[int, str]]:
             opened = line.find("<p>", closed + 4)
         start += len(line) + 1
     return found
+
+
+def phrases_before(text: str, places: Iterable[int]) -> list[str]:
+    """What the last <p>..</p> holds that ends at or before each place in a text; "" without one."""
+    phrases = find_phrases(text)
+    ends = [end for end, _ in phrases]
+    counts = (bisect_right(ends, place) for place in places)
+    return [phrases[count - 1][1].strip() if count else "" for count in counts]
 
 
 def find_boxes(text: str) -> list[re.Match]:
@@ -256,18 +247,16 @@ def parse_boxes(text: str, width: int, height: int, corner: bool = False, pad: b
     upright box around it.
     """
     left, top, w, h = coordinate_frame(width, height, pad)
-    found = []
-    phrases, next_phrase, phrase = find_phrases(text), 0, ""
-    for match in find_boxes(text):
+    found, matches = [], find_boxes(text)
+    phrases = phrases_before(text, [match.start() for match in matches])
+    for match, phrase in zip(matches, phrases, strict=True):
         bins = [int(number) for number in match.groups()[:4]]
         x1, y1, x2, y2 = (q / 100 if corner else min(q + 0.5, 100) / 100 for q in bins)
         box = (min(x1, x2) * w, min(y1, y2) * h, max(x1, x2) * w, max(y1, y2) * h)
         x1, y1, x2, y2 = upright_box(box, int(match[5] or 0))
         box = (clamp(x1 + left, width), clamp(y1 + top, height),
                clamp(x2 + left, width), clamp(y2 + top, height))
-        while next_phrase < len(phrases) and phrases[next_phrase][0] <= match.start():
-            phrase, next_phrase = phrases[next_phrase][1], next_phrase + 1
-        found.append((phrase.strip(), box))
+        found.append((phrase, box))
     return found
 
 

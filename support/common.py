@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -118,10 +120,18 @@ MAX_JSON_DEPTH = 100            # lists and objects inside each other; real file
 
 
 def read_bytes(file: Path) -> bytes:
-    """UserError where it is a pipe, a device or a folder, which is never opened; OSError."""
-    if file.exists() and not file.is_file():
-        raise UserError(f"{file}: not a file, but a folder, a pipe or a device")
+    """UserError, OSError: as require_regular_file."""
+    require_regular_file(file)
     return file.read_bytes()
+
+
+def hash_file(file: Path) -> str:
+    """What `sha256sum` prints."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_text(file: Path) -> str:
@@ -146,7 +156,7 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def parse_json(text: str):
+def parse_json(text: str | bytes):
     """ValueError, in one line: it is not JSON, or lists in it are too deep inside each other."""
     try:
         value = json.loads(text)
@@ -188,6 +198,11 @@ def printable(name: object) -> str:
     text = NOT_PRINTABLE.sub(lambda match: repr(match[0])[1:-1], str(name))
     half = MAX_NAME_SHOWN // 2
     return text if len(text) <= MAX_NAME_SHOWN else f"{text[:half]} .. {text[-half:]}"
+
+
+def without_surrogates(text: str) -> str:
+    """With ? in place of lone surrogates, which no encoding can write."""
+    return text.encode("utf-8", "replace").decode()
 
 
 FILE_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
@@ -342,6 +357,12 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
     except (OSError, subprocess.SubprocessError):       # no git, or a disk that does not answer
         return ""
+
+
+def is_installed(package: str) -> bool:
+    """A mere folder of that name, such as W&B leaves behind, is not a package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def find_device(name: str):

@@ -1,11 +1,19 @@
 """Boxes are compared by IoU in both conventions, and matched one to one."""
 import random
+import time
 
 import pytest
 
 from data import encode_box, parse_boxes
 from prediction_rows import QUICK, refer_row, row, values
-from support.metrics.boxes import grid_ceiling, iou, match_boxes, recall_by_size, upstream_box
+from support.metrics.boxes import (
+    grid_ceiling,
+    iou,
+    match_boxes,
+    recall_by_size,
+    true_boxes,
+    upstream_box,
+)
 from support.metrics.figures import task_figures
 from support.metrics.statistics import ScoringOptions
 
@@ -19,6 +27,15 @@ def test_iou_by_hand():
     assert iou((0, 0, 2, 2), (1, 0, 3, 2), extra=1) == pytest.approx(6 / 12)
     assert iou((0, 0, 1, 1), (1, 1, 2, 2), extra=1) == pytest.approx(1 / 7)
     assert iou((0, 0, 1, 1), (2, 2, 3, 3), extra=1) == 0
+
+
+def test_the_phrases_of_ten_thousand_true_boxes_take_no_second():
+    texts = [f"<p>ship {i}</p> <bbox>" for i in range(10_000)]
+    truth = row("grounding", "", ["\n".join(texts)], boxes=[[1, 2, 3, 4]] * 10_000, size=[53, 37])
+    start = time.process_time()
+    found = true_boxes(truth)
+    assert time.process_time() - start < 1
+    assert found == [(f"ship {i}", (1, 2, 3, 4)) for i in range(10_000)]
 
 
 # ---- one box an answer ---------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,7 @@ from support.readers import FORMATS, parse_ratios, read_data
 from support.readers.common import DataError
 from support.readers.questions import class_question
 
-
-def refusal(function, *args):
-    """The message of a DataError, one line."""
-    with pytest.raises(DataError) as caught:
-        function(*args)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refusal = partial(tiny.refusal, DataError)
 
 
 # ---- layouts -------------------------------------------------------------------------------------

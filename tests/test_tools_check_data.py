@@ -12,7 +12,7 @@ from support.images.read import PictureHeader
 from support.readers import read_data, read_split
 from support.readers.common import DataError, Sample
 from support.readers.questions import class_question
-from support.tools.check_data import check_sample, parse_args
+from support.tools.check_data import check_sample, describe_text_boxes, parse_args
 
 GOOD = "good picture ü.png"
 
@@ -218,3 +218,11 @@ def test_a_deep_check_also_finds_what_headers_do_not_show(tmp_path):
             cwd=tiny.ROOT, capture_output=True, text=True)
         codes.append((done.returncode, "damaged.png" in done.stdout))
     assert codes == [(0, False), (1, True)]
+
+
+@pytest.mark.parametrize("text, kind", [
+    ("{<120><340><560><780>}", "thousandths"), ("{<0.1><0.2><0.3><0.4>}", "fractions"),
+    ("{<1><2><3><4000>}", "other numbers"), ("{<1><2><3><4>}", ""), ("{<1><2><3><4>|<-90>}", ""),
+    ("{ no box }", "")])
+def test_a_box_in_other_numbers_than_hundredths_is_described(text, kind):
+    assert kind in describe_text_boxes(text) and bool(describe_text_boxes(text)) == bool(kind)

@@ -298,6 +298,16 @@ def test_an_index_cannot_name_a_file_outside_its_folder(downloads, tmp_path):
         convert(places, tmp_path / "out")
 
 
+def edit_peft_config(places, tmp_path, entries):
+    """The LoRA of the downloads as a peft folder, which replaces it, with these entries."""
+    convert(places, tmp_path / "out")
+    written(tmp_path, "peft")
+    file = tmp_path / "written" / "peft" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    places["adapter"] = file.parent
+    return file
+
+
 @pytest.mark.parametrize("entries", [
     {"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"peft_type": "LOHA"},
     {"modules_to_save": ["lm_head"]}, {"alpha_pattern": {"v_proj": 56}},
@@ -311,11 +321,7 @@ def test_an_index_cannot_name_a_file_outside_its_folder(downloads, tmp_path):
     {"target_modules": "(q_proj"}, {"target_modules": 5}, {"r": "7"}])
 def test_a_peft_folder_with_more_than_plain_lora_is_refused(downloads, tmp_path, entries):
     places, _ = downloads
-    convert(places, tmp_path / "out")
-    written(tmp_path, "peft")
-    file = tmp_path / "written" / "peft" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
-    places["adapter"] = file.parent
+    file = edit_peft_config(places, tmp_path, entries)
     with pytest.raises(ModelError) as caught:
         convert(places, tmp_path / "again")
     line = str(caught.value).removeprefix(f"{file}: ")
@@ -334,12 +340,8 @@ def test_a_peft_folder_with_more_than_plain_lora_is_refused(downloads, tmp_path,
     {"alpha_pattern": {"[qv]_proj": WHOLE.lora.alpha}, "lora_alpha": 99},
     {"rank_pattern": {"q_proj": WHOLE.lora.r}}, {"init_lora_weights": "gaussian"}])
 def test_a_plain_lora_is_loaded_however_peft_names_its_layers(downloads, tmp_path, entries):
-    places, wanted = downloads
-    convert(places, tmp_path / "out")
-    written(tmp_path, "peft")
-    file = tmp_path / "written" / "peft" / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
-    places["adapter"] = file.parent
+    places, _ = downloads
+    edit_peft_config(places, tmp_path, entries)
     convert(places, tmp_path / "again")
     one, two = (SkyEyeGPT.from_pretrained(tmp_path / name) for name in ("out", "again"))
     assert two.config.lora == one.config.lora

@@ -300,6 +300,12 @@ def new_state(folder, out, **settings):
                       dataclasses.asdict(config))
 
 
+def begun(state):
+    """The steps done, after the checkpoint is restored."""
+    resume(state)
+    return state.step
+
+
 def edit_settings(checkpoint, **settings):
     """As an older version may have written them."""
     trainer = torch.load(checkpoint / "trainer.pt", weights_only=True)
@@ -317,7 +323,7 @@ def test_a_checkpoint_holds_what_it_says_and_restores_it(folder, tmp_path):
     with torch.no_grad():
         for p in again.model.parameters():
             p.mul_(1.5 if p.requires_grad else 1.0)
-    assert resume(again) == 7
+    assert begun(again) == 7
     for (name, p), q in zip(state.model.named_parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q), name
     before, after = state.optimizer.state_dict(), again.optimizer.state_dict()
@@ -337,9 +343,9 @@ def test_another_lora_is_refused_by_its_flag_and_the_same_one_resumes(folder, tm
     again = dict(tune=tune, resume="auto")
     with pytest.raises(ModelError, match=r"settings \(lora_alpha 5.0 -> (16|64).0\)"):
         resume(new_state(folder, tmp_path, **again))
-    assert resume(new_state(folder, tmp_path, lora_alpha=5.0, **again)) == 3
+    assert begun(new_state(folder, tmp_path, lora_alpha=5.0, **again)) == 3
     default = LoRAConfig.r if tune == "lora" else 32
-    assert resume(new_state(folder, tmp_path, lora_alpha=5.0, lora_r=default, **again)) == 3
+    assert begun(new_state(folder, tmp_path, lora_alpha=5.0, lora_r=default, **again)) == 3
 
 
 @pytest.mark.parametrize("tune", ["lora", "moe-lora", "full", "projector"])
@@ -347,7 +353,7 @@ def test_a_checkpoint_with_the_flags_of_an_older_version_resumes(folder, tmp_pat
     """Which always saved LoRA's own defaults, and did not use them for moe-lora."""
     checkpoint = save(new_state(folder, tmp_path, tune=tune), 3)
     edit_settings(checkpoint, lora_r=64, lora_alpha=16.0, lora_targets=("q_proj", "v_proj"))
-    assert resume(new_state(folder, tmp_path, tune=tune, resume="auto")) == 3
+    assert begun(new_state(folder, tmp_path, tune=tune, resume="auto")) == 3
 
 
 def test_a_changed_setting_is_refused_by_name_unless_forced_or_free(folder, tmp_path):
@@ -355,7 +361,7 @@ def test_a_changed_setting_is_refused_by_name_unless_forced_or_free(folder, tmp_
     again = dict(clip=0.5, resume="auto", num_workers=2, log_steps=1, save_steps=7)
     with pytest.raises(ModelError, match=r"other settings \(clip 1.0 -> 0.5\); --force"):
         resume(new_state(folder, tmp_path, **again))
-    assert resume(new_state(folder, tmp_path, force=True, **again)) == 3
+    assert begun(new_state(folder, tmp_path, force=True, **again)) == 3
 
 
 @pytest.mark.parametrize("file", ["trainer.pt", "adapter.safetensors"])
@@ -366,7 +372,7 @@ def test_a_flipped_bit_is_found_before_anything_is_resumed(folder, tmp_path, fil
     content[len(content) // 2] ^= 64
     (second / file).write_bytes(content)
     assert newest_checkpoint(tmp_path)[0] == first
-    assert resume(new_state(folder, tmp_path, resume="auto")) == 3
+    assert begun(new_state(folder, tmp_path, resume="auto")) == 3
     assert f"{file}: its checksum differs" in capsys.readouterr().err
     with pytest.raises(ModelError, match=f"{second}: damaged"):
         resume(new_state(folder, tmp_path, resume=str(second)))
@@ -432,7 +438,7 @@ def test_what_has_changed_since_the_save_is_named_and_refused_unless_forced(
         resume(again)
     forced = new_state(folder, tmp_path, resume="auto", force=True)
     forced.sources = SOURCES | changed
-    assert resume(forced) == 3 and forced.run["id"] == "1"
+    assert begun(forced) == 3 and forced.run["id"] == "1"
 
 
 def test_more_processes_may_go_on_with_as_many_rows_a_step(folder, tmp_path, capsys):
@@ -443,6 +449,6 @@ def test_more_processes_may_go_on_with_as_many_rows_a_step(folder, tmp_path, cap
         again = new_state(folder, tmp_path, resume="auto", batch_size=batch_size,
                           grad_accum=grad_accum)
         again.sources = SOURCES | {"processes": 2}
-        assert resume(again) == 3
+        assert begun(again) == 3
         told = capsys.readouterr().err
         assert "processes 1 -> 2; batch_size 4 -> " in told and "4 rows a step as before" in told

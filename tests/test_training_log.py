@@ -13,6 +13,7 @@ from PIL import Image
 
 import support.training.log as training_log
 import tiny
+from support import common
 from support.common import UserError
 from support.training.log import (
     Logger,
@@ -202,7 +203,7 @@ def test_a_log_without_a_loss_is_an_error_that_names_it(tmp_path):
 
 def test_without_matplotlib_a_line_says_how_to_get_the_plot(tmp_path, monkeypatch, capsys):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(training_log, "find_spec",
+    monkeypatch.setattr(common, "find_spec",
                         lambda name: None if name == "matplotlib" else find_spec(name))
     log = write_log(tmp_path / "log.jsonl", [{"step": 1, "loss": 2.0, "lr": 0.1}])
     plot_loss(log, tmp_path / "loss.png")

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,15 @@ def conversations(folder: Path, count: int, texts: int = 0) -> Path:
             rows[-1]["image"] = Path(picture(folder / f"{i}.png", seed=i)).name
     (folder / "conversations.json").write_text(json.dumps(rows))
     return folder / "conversations.json"
+
+
+def refusal(error: type[Exception], function: Callable, *args) -> str:
+    """The message of the error that the function raises, which must be one line."""
+    try:
+        function(*args)
+    except error as caught:
+        message = str(caught)
+    else:
+        raise AssertionError(f"no {error.__name__}")
+    assert "\n" not in message
+    return message

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from data import encode_box, load_images
-from support.common import Box, UserError, read_json, write_atomic
+from support.common import Box, UserError, read_json, without_surrogates, write_atomic
 from support.evaluation.benchmarks import published_key
 from support.evaluation.runs import provenance_line
 from support.images.draw import MARGIN, contact_sheet, draw_boxes
@@ -95,7 +95,7 @@ def format_report(model: str, results: Sequence[TaskResult], source: str) -> str
     """model: the name of its folder. source: where the answers came from, in a line."""
     sections = [format_section(model, result) for result in results]
     text = "\n\n".join([*sections, LEGEND, source]) + "\n"
-    return text.encode("utf-8", "replace").decode()             # no lone surrogates of an answer
+    return without_surrogates(text)
 
 
 def format_section(model: str, result: TaskResult) -> str:
@@ -282,7 +282,7 @@ def draw_row(row: dict, picture: Image.Image) -> tuple[Image.Image, str]:
         text = encode_box(box, *row["size"], row.get("pad", False))
         truth = truth.replace("<bbox>", text, 1)
     text = f"row {row['row']}: {row['question']}\n> {row['answer']}\ntrue: {truth}"
-    return picture, text.encode("utf-8", "replace").decode()    # no lone surrogates
+    return picture, without_surrogates(text)
 
 
 def visible_box(box: Box, scale: float, margin: float, size: tuple[int, int]) -> Box:

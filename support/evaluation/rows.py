@@ -75,16 +75,12 @@ def names_base(places: Iterable[str]) -> str:
     return folder.rstrip("/") + "/"
 
 
-def portable_name(name: str, base: str) -> str:
-    """Without `base` in front: /home/me/rsicd/1.jpg -> rsicd/1.jpg. Other names unchanged."""
-    return name.removeprefix(base)
-
-
 def portable_row(row: dict, base: str) -> dict:
-    """A row of predictions.jsonl that shows nothing of the machine but its data's folder."""
-    names = {"image": [portable_name(name, base) for name in row["image"]]}
+    """A row of predictions.jsonl that shows nothing of the machine but its data's folder: of
+    /home/me/rsicd/1.jpg rsicd/1.jpg."""
+    names = {"image": [name.removeprefix(base) for name in row["image"]]}
     if isinstance(row.get("source"), str):
-        names["source"] = portable_name(row["source"], base)
+        names["source"] = row["source"].removeprefix(base)
     return row | names
 
 

@@ -28,8 +28,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data import encode_box
-from support.common import UserError, differences, environment, read_json, write_atomic
-from support.evaluation.rows import portable_name, select_scorable, unreadable_truth
+from support.common import (
+    UserError,
+    differences,
+    environment,
+    hash_file,
+    parse_json,
+    read_bytes,
+    read_json,
+    write_atomic,
+)
+from support.evaluation.rows import select_scorable, unreadable_truth
 from support.metrics.boxes import LOCATED_TASKS
 from support.metrics.figures import TASK_SCORES
 from support.readers.common import Sample, error_context
@@ -47,18 +56,19 @@ def read_jsonl(file: Path, drop_partial: bool = False) -> list[dict]:
 
 def numbered_rows(file: Path, drop_partial: bool = False) -> Iterator[tuple[int, dict]]:
     """(number of the line from 1, row) of each line that is not blank."""
-    lines = file.read_bytes().split(b"\n")
+    lines = read_bytes(file).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):            # also of 100,000 brackets
+            row = parse_json(line)
+        except ValueError:
             if drop_partial and number == len(lines):
                 continue
             raise UserError(f"{file}:{number}: not valid JSON; a line is one object") from None
         if not isinstance(row, dict):
-            raise UserError(f"{file}:{number}: not a JSON object, but {line.decode()[:40]}")
+            text = line[:40].decode("utf-8", "replace")
+            raise UserError(f"{file}:{number}: not a JSON object, but {text}")
         yield number, row
 
 
@@ -257,7 +267,7 @@ LARGE_FILE = 1 << 30                # bytes; larger files of a base are identifi
 
 def provenance(model: Path, device: str, **settings) -> dict:
     """What a score was measured with: enough to measure it again, or to see why it differs."""
-    name = portable_name(str(model), f"{Path.cwd()}/")
+    name = str(model).removeprefix(f"{Path.cwd()}/")
     name = Path(name).name if Path(name).is_absolute() else name
     return {"model": name, **environment(device, PACKAGES), **settings,
             "weights": hash_weights(model)}
@@ -279,14 +289,14 @@ def hash_weights(folder: Path) -> dict[str, str]:
 
     The same of its base, whose files over 1 GB are not read: `13,476,838,456 bytes`.
     """
-    hashes = {file.name: hash_file(file) for file in weight_files(folder)}
+    hashes = {file.name: hash_file(file)[:16] for file in weight_files(folder)}
     model = folder
     while folder := base_folder(folder):
         for file in weight_files(folder):
             size, name = file.stat().st_size, f"{folder.name}/{file.name}"
             if file.is_relative_to(model):              # a base that is named from the model
                 name = file.relative_to(model).as_posix()
-            hashes[name] = hash_file(file) if size < LARGE_FILE else f"{size:,} bytes"
+            hashes[name] = hash_file(file)[:16] if size < LARGE_FILE else f"{size:,} bytes"
     return hashes
 
 
@@ -300,15 +310,6 @@ def base_folder(folder: Path) -> Path | None:
     config = folder / "config.json"
     base = read_json(config).get("base") if config.is_file() else ""
     return folder / base if base else None
-
-
-def hash_file(file: Path) -> str:
-    """The first 16 digits that `sha256sum` prints."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def hash_samples(samples: Iterable[Sample]) -> str:

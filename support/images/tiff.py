@@ -9,12 +9,12 @@ reduced as it comes, so that a scene of gigabytes is read in the memory of the s
 """
 import itertools
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from support.common import is_installed
 from support.images.common import (
     MissingPackage,
     PictureError,
@@ -96,7 +96,7 @@ def check_tags(tiff: TiffInfo, bands: tuple[int, ...]) -> None:
     """PictureError, MissingPackage: what reading would raise that the tags alone tell."""
     if not pillow_is_right(tiff, bands):
         check_kind(tiff, bands)
-        if find_spec("tifffile") is None:
+        if not is_installed("tifffile"):
             raise MissingPackage(NEEDS_TIFFFILE)
 
 

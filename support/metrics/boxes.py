@@ -8,11 +8,12 @@ upstream does, `pad` means that the model got the picture padded to a square.
 import math
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 
-from data import PHRASE, encode_box, find_boxes, normalize_box, parse_boxes
+from data import encode_box, find_boxes, normalize_box, parse_boxes, phrases_before
 from support.common import Box
 from support.metrics.statistics import (
     Score,
@@ -92,8 +93,8 @@ def true_boxes(row: dict) -> PhraseBoxes:
     if not row["boxes"]:
         return boxes_in(text, row)
     texts = text.split("<bbox>")
-    phrases = [PHRASE.findall("".join(texts[:i + 1])) or [""] for i in range(len(texts) - 1)]
-    names = [found[-1].strip() for found in phrases] + [""] * len(row["boxes"])
+    names = phrases_before("".join(texts), accumulate(map(len, texts[:-1])))
+    names += [""] * len(row["boxes"])
     boxes = [normalize_box(box, *row["size"]) for box in row["boxes"]]
     return list(zip(names, boxes, strict=False))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from support.common import without_surrogates
 from support.metrics.statistics import (
     Score,
     ScoringOptions,
@@ -259,7 +260,7 @@ def missing_requirement(name: str) -> str:
 
 def java_texts(captions: Sequence[Sequence[str]]) -> CaptionTexts:
     """Without |||, which separates captions in the programs' input, and without lone surrogates."""
-    return {i: [text.replace("|||", "").encode("utf-8", "replace").decode() for text in item]
+    return {i: [without_surrogates(text.replace("|||", "")) for text in item]
             for i, item in enumerate(captions)}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data import IDENTIFIERS
-from support.common import UserError
+from support.common import UserError, without_surrogates
 from support.images.clips import natural_key
 from support.images.draw import unused_name
 from support.images.read import Picture
@@ -132,7 +132,7 @@ class Session:
         A question that differs from the line is printed. UserError: an unknown task, a region that
         cannot be read.
         """
-        line = line.strip().encode("utf-8", "replace").decode()         # no lone surrogates
+        line = without_surrogates(line.strip())
         has_task = line.startswith("[") and not REGION.match(line)
         question = line if has_task else self.task + line
         pictures = self.conversation.pictures

@@ -17,6 +17,7 @@ A finding is a fault, which stops a training, or a note, which does not:
 """
 import json
 import random
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import (
+    BOX,
     PROMPTS,
     Tokenizer,
     apply_templates,
-    describe_text_boxes,
     encode_conversation,
     load_images,
     parse_boxes,
@@ -288,6 +289,23 @@ def check_class(question: str, answer: str) -> Iterator[tuple[str, str]]:
     classes = listed_classes(question)
     if classes and answer not in classes:
         yield "class", f"{answer!r} is none of the classes in its question"
+
+
+NUMBER = r"<\s*-?\d{1,9}(?:\.\d{0,20})?\s*>\s*"
+LOOSE_BOX = re.compile(r"\{\s*" + NUMBER * 4 + r"(?:\||\})", re.ASCII)
+
+
+def describe_text_boxes(text: str) -> str:
+    """What a text holds that looks like a box and is none, for a note; "" where there is none."""
+    for match in LOOSE_BOX.finditer(text):
+        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d*)?", match[0])][:4]
+        fits = BOX.match(text, match.start()) and max(numbers) <= 100
+        if not fits:
+            thousandths = "." not in match[0] and 100 < max(numbers) <= 1000 and min(numbers) >= 0
+            fractions = "." in match[0] and max(numbers) <= 1 and min(numbers) >= 0
+            kind = "thousandths" if thousandths else "fractions" if fractions else "other numbers"
+            return f"{match[0][:60]}: {kind}; a box has whole hundredths, 0 to 100"
+    return ""
 
 
 def check_box(box: Box, width: int, height: int) -> Iterator[tuple[str, str]]:

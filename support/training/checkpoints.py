@@ -6,17 +6,12 @@
                         optimizer, scaler, parameters (the trained ones, in float32)
         run.json        the identity of the run, see support.training.runs
         checksums.json  SHA-256 of every file, written last and compared before resuming
-        run.json        the identity of the run, see support.training.runs
-        checksums.json  SHA-256 of every file, written last and compared before resuming
-        run.json        the identity of the run, see support.training.runs
-        checksums.json  SHA-256 of every file, written last and compared before resuming
 
 A checkpoint is written to checkpoint-N.tmp, flushed to the disk and renamed, so neither a kill nor
 a power cut leaves half of one under the final name. There is no random state in it: every step
 seeds its own.
 """
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -40,7 +35,14 @@ from support.checkpoints.files import (
     write_json,
 )
 from support.checkpoints.names import is_adapter_name
-from support.common import UserError, differences, environment, is_out_of_memory, write_atomic
+from support.common import (
+    UserError,
+    differences,
+    environment,
+    hash_file,
+    is_out_of_memory,
+    write_atomic,
+)
 from support.readers.common import DataError
 from support.training.distributed import (
     from_rank_0,
@@ -115,7 +117,7 @@ def save(state: TrainState, step: int) -> Path:
         write_model(folder, state, tensors)
         torch.save(trainer, folder / "trainer.pt")
         write_run(folder, state.run)
-        write_json(folder / CHECKSUMS, {path.name: checksum(path) for path in folder.iterdir()})
+        write_json(folder / CHECKSUMS, {path.name: hash_file(path) for path in folder.iterdir()})
     state.saved_step = step
     remove_oldest(state.out, final, state.settings["save_total_limit"], state.run.get("id", ""),
                   state.settings["overwrite"])
@@ -204,9 +206,7 @@ def begin(state: TrainState) -> int:
     UserError: as resume; or another run's checkpoints or result lie in the folder.
     """
     settings, out = state.settings, state.out
-    found = find_resumed(settings) if settings["resume"] else None
-    if found:
-        restore(state, found)
+    found = resume(state) if settings["resume"] else None
     if not found or found.parent.resolve() != out.resolve():
         run_id = state.run["id"] if found else None
         from_rank_0(lambda: refuse_other_run(out, checkpoint_folders(out), run_id,
@@ -221,21 +221,16 @@ def begin(state: TrainState) -> int:
     return state.step
 
 
-def resume(state: TrainState) -> int:
-    """Restore the checkpoint that the setting `resume` names -> the steps done, 0 if there is none.
+def resume(state: TrainState) -> Path | None:
+    """Restore the checkpoint that the setting `resume` names -> its folder; None: there is none.
 
     "auto" is the newest complete one of the output folder's run. ModelError: no checkpoint, a
     damaged one, or one of a run with other settings or data, unless the setting `force` is on.
     """
-    found = find_resumed(state.settings)
+    found = from_rank_0(lambda: choose_checkpoint(state.settings["resume"], state.out))
     if found:
         restore(state, found)
-    return state.step
-
-
-def find_resumed(settings: dict) -> Path | None:
-    """The checkpoint that the setting `resume` names; the same on all processes."""
-    return from_rank_0(lambda: choose_checkpoint(settings["resume"], Path(settings["output_dir"])))
+    return found
 
 
 def choose_checkpoint(name: str, out: Path) -> Path | None:
@@ -359,15 +354,6 @@ def why_unreadable(file: Path) -> str:
 CHECKSUMS = "checksums.json"
 
 
-def checksum(file: Path) -> str:
-    """SHA-256, in hexadecimal."""
-    found = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(1 << 22):
-            found.update(block)
-    return found.hexdigest()
-
-
 def why_damaged(folder: Path) -> str:
     """Why a checkpoint cannot be resumed from, in a few words; "" if it can. Reads every byte."""
     if reason := why_incomplete(folder):
@@ -376,7 +362,7 @@ def why_damaged(folder: Path) -> str:
         return ""
     try:
         for name, expected in read_json(folder / CHECKSUMS).items():
-            if checksum(folder / Path(name).name) != expected:
+            if hash_file(folder / Path(name).name) != expected:
                 return f"{name}: its checksum differs, it has changed since it was written"
     except (ModelError, OSError) as error:
         return " ".join(str(error).replace(f"{folder}{os.sep}", "").split())

@@ -15,7 +15,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from data import PackedDataset
 from lora import expert_load
 from projector import SkyEyeGPT
-from support.common import UserError, write_atomic
+from support.common import UserError, is_installed, write_atomic
 from support.training.distributed import get_rank, get_world_size
 from support.training.flops import count_flops
 
@@ -42,12 +41,6 @@ def open_loggers(names: Sequence[str], out: Path, settings: dict) -> list[LogFn]
             raise UserError(f"--log_to {name}: the package {name} is not installed; "
                             f"pip install {name}")
     return [LOGGERS[name](out, settings) for name in dict.fromkeys(names)]
-
-
-def is_installed(package: str) -> bool:
-    """A mere folder of that name, such as W&B leaves behind, is not a package."""
-    spec = find_spec(package)
-    return spec is not None and spec.origin is not None
 
 
 def open_tensorboard(out: Path, settings: dict) -> LogFn:
@@ -149,7 +142,6 @@ class Logger:
             numbers = {name: value for name, value in row.items() if isinstance(value, float)}
             for log in self.loggers:
                 log(row["step"], numbers)
-
 
     def write_line(self, line: str) -> None:
         """The training goes on where it cannot be written, and says so once."""
