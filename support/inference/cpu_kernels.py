@@ -31,6 +31,7 @@ FUSED_GROUPS = (    # layers that read the same x: their names, the method that 
 NARROW_SIDE = 768   # up to so many rows or columns float32 is read faster in strips than in blocks;
 #                     by several rows of x at once, up to half as many
 MIN_NUMEL = 1 << 15     # numbers, below which a product takes less time than oneDNN's call
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3         # as mallopt names them
 PACKED_ROWS = 64    # rows of a 4-bit weight that lie together; rows of x that count as few
 
 
@@ -45,7 +46,7 @@ def pack_for_cpu(model: nn.Module, rows: int = 1) -> nn.Module:
         list(pool.map(partial(fuse, rows=rows), model.modules()))
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         list(pool.map(partial(pack_linear, rows=rows), linear))
-    trim_heap()
+    settle_heap()
     return model
 
 
@@ -84,10 +85,15 @@ def is_plain_linear(layer: nn.Module) -> bool:
     return type(layer).forward is nn.Linear.forward and layer.weight.device.type == "cpu"
 
 
-def trim_heap() -> None:
-    """Give back what glibc keeps of freed memory: blocks under 32 MiB between those in use."""
+def settle_heap() -> None:
+    """Give back what glibc keeps of freed memory, blocks under 32 MiB between those in use; from
+    now on keep up to 64 MiB of it. A step frees as much as it is going to need again, and pages
+    that were given back are cleared when they come again, which can take as long as the step."""
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.malloc_trim(0)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 # ---- a packed weight -----------------------------------------------------------------------------
