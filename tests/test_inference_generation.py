@@ -101,8 +101,10 @@ def test_tokens_read_late_are_the_same_and_end_with_the_last_row(lookahead):
 
     found = stop_when_finished(tokens(), STOP, lookahead)
     assert tuple(next(found).tolist()) == rows[0]
-    assert len(requested) == min(1 + lookahead, len(rows))
-    assert [tuple(ids.tolist()) for ids in found] == rows[1:4]
+    assert len(requested) == 1                          # the first one is read at once
+    assert tuple(next(found).tolist()) == rows[1]
+    assert len(requested) == min(2 + lookahead, len(rows))
+    assert [tuple(ids.tolist()) for ids in found] == rows[2:4]
     assert len(requested) == min(4 + lookahead, len(rows))
 
 

@@ -134,6 +134,19 @@ def test_a_weight_is_moved_and_read_but_not_written_to(bits):
             write()
 
 
+@BOTH
+def test_it_is_moved_and_read_in_inference_mode_as_elsewhere(bits):
+    low = quantize(numbers(20, 128), bits)
+    with torch.inference_mode():
+        moved = low.to("cpu", torch.bfloat16)
+        assert isinstance(moved, QuantizedTensor) and moved.dtype == torch.bfloat16
+        assert torch.equal(low + 1, low.dequantize() + 1)
+        assert torch.equal(F.linear(torch.eye(128), low), low.dequantize().t())
+        for view in (lambda: low.reshape(-1), lambda: low[0]):
+            with pytest.raises(ValueError, match="has no views"):
+                view()
+
+
 # ---- the model -----------------------------------------------------------------------------------
 
 @BOTH
@@ -163,6 +176,14 @@ def test_the_eyes_activations_are_not_rounded_when_it_is_packed(folder, bits):
     x[..., 3] *= 1000
     before = block(x)
     assert torch.equal(pack_for_cpu(model).visual_encoder.blocks[0].attn(x), before)
+
+
+@BOTH
+def test_it_loads_and_answers_in_inference_mode(folder, bits):
+    ids = tiny.ids(1, 9)
+    with torch.inference_mode():
+        logits = SkyEyeGPT.from_pretrained(folder, bits=bits)(ids)
+    assert torch.equal(logits, SkyEyeGPT.from_pretrained(folder, bits=bits)(ids))
 
 
 @BOTH

@@ -118,11 +118,15 @@ def stop_when_finished(tokens: Iterator[Tensor], stop: int, lookahead: int) -> I
 
 
 def prefetch(tokens: Iterator[Tensor], lookahead: int) -> Iterator[Tensor]:
-    """The tokens of each step, when those of `lookahead` further steps have been asked for."""
+    """The tokens of each step, when those of `lookahead` further steps have been asked for.
+
+    The first ones are read at once: somebody waits for them, and the second step of an answer may
+    have to record a CUDA graph.
+    """
     copies = deque()
-    for ids in tokens:
+    for step, ids in enumerate(tokens):
         copies.append(copy_async(ids))
-        if len(copies) > lookahead:
+        if step == 0 or len(copies) > lookahead:
             yield wait_for_copy(*copies.popleft())
     yield from (wait_for_copy(*copy) for copy in copies)
 

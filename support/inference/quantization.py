@@ -56,6 +56,10 @@ class OpaqueWeight(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         own, kwargs = args[0], kwargs or {}
+        if torch.is_inference_mode_enabled():       # there to() and reshape() come in one piece
+            result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if func in (aten.detach.default, aten._to_copy.default):
             return own.moved(kwargs.get("device"), kwargs.get("dtype"))
         if isinstance(own, cls) and any(result.alias_info for result in func._schema.returns):
