@@ -291,20 +291,23 @@ def write_boxes(text: str, boxes: Iterable[Box], width: int, height: int,
 
 IDENTIFIERS = ("caption", "vqa", "refer", "detection", "identify", "grounding")
 
-CAPTION_TEMPLATES = """Briefly describe this image. | Provide a concise depiction of this image.
-| Present a short description of this image. | Summarize this image in a few words.
-| A short image caption: | A short image description: | A photo of | An image that shows
-| Write a short description for the image. | Write a description for the photo.
-| Provide a description of what is presented in the photo.
-| Briefly describe the content of the image. | Can you briefly explain what you see in the image?
-| Could you use a few words to describe what you perceive in the photo?
-| Please provide a short depiction of the picture.
-| Using language, provide a short account of the image.
-| Use a few words to illustrate what is happening in the picture."""
+CAPTION_TEMPLATES = (       # the blank at the end of three of them is upstream's
+    "Briefly describe this image.", "Provide a concise depiction of this image.",
+    "Present a short description of this image.", "Summarize this image in a few words.",
+    "A short image caption:", "A short image description:", "A photo of ",
+    "An image that shows ", "Write a short description for the image. ",
+    "Write a description for the photo.",
+    "Provide a description of what is presented in the photo.",
+    "Briefly describe the content of the image.",
+    "Can you briefly explain what you see in the image?",
+    "Could you use a few words to describe what you perceive in the photo?",
+    "Please provide a short depiction of the picture.",
+    "Using language, provide a short account of the image.",
+    "Use a few words to illustrate what is happening in the picture.")
 
 TEMPLATES = {       # by task, MiniGPT-v2's; {} is the expression, the question or the box
     "caption": ["[caption] briefly describe the image",
-                *("[caption] " + text.strip() for text in CAPTION_TEMPLATES.split("|"))],
+                *("[caption] " + text for text in CAPTION_TEMPLATES)],
     "video": ["[caption] briefly describe the video frame image"],
     "vqa": ["[vqa] {}",
             "[vqa] Based on the image, respond to this question with a short answer: {}"],
@@ -352,6 +355,8 @@ def apply_templates(sample: Sample, size: tuple[int, int],
     for number, (question, answer) in enumerate(sample.turns):
         if sample.task in CLEANED_TASKS:
             question, answer = clean_text(question), clean_text(answer)
+        if sample.task == "identify":                   # its question is a box
+            answer = clean_text(answer)
         if style == "minigpt_v2" and sample.task == "conversation" and number == 0:
             question = question.replace("\n", "")       # upstream, in the first question alone
         asked, answered = question.count("<bbox>"), answer.count("<bbox>")
@@ -372,8 +377,8 @@ class PromptStyle:
     user_prefix_first: str          # before the images
     user_prefix: str                # before every question but the first
     user_suffix: str                # after every question
-    infer_prefix_first: str = ""    # user_prefix_first and user_suffix at inference, if they differ
-    infer_suffix: str = ""
+    infer_prefix_first: str = ""    # user_prefix_first at inference, if it differs
+    infer_suffix: str = ""          # user_suffix at inference and without images, if it differs
     answer_end: str = "</s>"        # after every answer
     merge_history: bool = False     # at inference an earlier question and its answer are one text
     word_boundary: bool = True      # before user_prefix
@@ -383,8 +388,8 @@ class PromptStyle:
 PROMPTS = {
     # One form for training and inference: what we train with.
     "skyeye": PromptStyle("<Img>", "</Img>", " ", "[INST] ", "<s>[INST] ", " [/INST]"),
-    # The released checkpoint: two spaces before [/INST] in training; one and a second <s> at
-    # inference.
+    # The released checkpoint: in training two spaces before [/INST], one where there is no image;
+    # at inference one, and a second <s>.
     "minigpt_v2": PromptStyle("<Img>", "</Img>", " ", "[INST] ", "<s>[INST] ", "  [/INST]",
                               infer_prefix_first="<s>[INST] ", infer_suffix=" [/INST]",
                               merge_history=True),
@@ -410,7 +415,9 @@ def encode_conversation(tokenizer: Tokenizer, turns: Sequence[tuple[str, str | N
     prefix, suffix = prompt.user_prefix_first, prompt.user_suffix
     inference = turns[-1][1] is None
     if inference:
-        prefix, suffix = prompt.infer_prefix_first or prefix, prompt.infer_suffix or suffix
+        prefix = prompt.infer_prefix_first or prefix
+    if inference or not num_images:
+        suffix = prompt.infer_suffix or suffix
     ids: list[int] = []
     labels: list[int] = []
 

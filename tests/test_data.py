@@ -475,6 +475,17 @@ def test_minigpt_v2_has_one_start_token_and_two_spaces_in_training():
     assert tokens("a  [/INST]") != tokens("a [/INST]")
 
 
+@pytest.mark.parametrize("style", ["minigpt_v2", "skyeye"])
+def test_a_row_without_an_image_has_one_space_before_the_instructions_end(style):
+    """Upstream's text-only questions have no blank at their end, those about images do."""
+    (one, no), (two, ship) = TURNS[:2]
+    ids, labels, prefix_len = encode(TURNS[:2], num_images=0, style=style)
+    assert ids == [1, *tokens(f"[INST] {one} [/INST]", f"{no}</s>",
+                              f"<s>[INST] {two} [/INST]", f"{ship}</s>")]
+    assert prefix_len == 1 and sum(label != -100 for label in labels) == len(
+        tokens(f"{no}</s>", f"{ship}</s>"))
+
+
 def test_minigpt_v2_encodes_a_question_and_its_answer_together_at_inference_without_an_end_token():
     """Upstream's conversation.py joins roles and messages; only <s> separates the turns."""
     (one, no), (two, ship), (three, _) = TURNS
@@ -562,6 +573,9 @@ def test_the_template_pools_are_complete():
     sizes = {task: len(set(pool)) for task, pool in TEMPLATES.items()}
     assert sizes == {"caption": 1 + 17, "video": 1, "vqa": 2, "scene": 1, "refer": 7,
                      "detection": 1, "identify": 7, "grounding": 1 + 4, "conversation": 1}
+    ends_in_a_blank = {text for pool in TEMPLATES.values() for text in pool if text.endswith(" ")}
+    assert ends_in_a_blank == {"[caption] A photo of ", "[caption] An image that shows ",
+                               "[caption] Write a short description for the image. "}
 
 
 @pytest.mark.parametrize("text, cleaned", [
@@ -574,6 +588,22 @@ def test_the_template_pools_are_complete():
 ])
 def test_texts_are_cleaned_as_upstream_cleans_them(text, cleaned):
     assert clean_text(text) == cleaned
+
+
+@pytest.mark.parametrize("task, question, answer, expected", [
+    ("vqa", "Is it Rural?", "Yes.", ("is it rural?", "yes")),
+    ("refer", "The White Ship.", "<bbox>", ("the white ship", "{<10><20><30><40>}")),
+    ("identify", "<bbox>", "The (white) Ship: at  left.",
+     ("{<10><20><30><40>}", "the white ship at left")),
+    ("grounding", "A. B", "A <p>Ship</p> <bbox>.", ("A. B", "A <p>Ship</p> {<10><20><30><40>}.")),
+    ("conversation", "Why?  So.", "It is A.", ("Why?  So.", "It is A.")),
+])
+def test_upstream_cleans_the_texts_of_some_tasks_and_of_identify_the_answer(
+        task, question, answer, expected):
+    boxes = ((10.5, 20.5, 30.5, 40.5),) * (question + answer).count("<bbox>")
+    (found,) = apply_templates(Sample((), ((question, answer),), task, "", boxes), (100, 100))
+    template = TEMPLATES[task][0]
+    assert found == (template.replace("{}", expected[0]), expected[1])
 
 
 def test_detections_are_listed_from_left_to_right_after_an_augmentation():
