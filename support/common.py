@@ -134,6 +134,9 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")     # the byte-order marks of UTF-16
+
+
 def read_text(file: Path) -> str:
     """UTF-8, with a byte-order mark or without, line breaks as they are. UserError where it is in
     another encoding or no regular file; OSError where it cannot be opened."""
@@ -142,8 +145,7 @@ def read_text(file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        encodings = "UTF-16" if is_utf_16 else "WINDOWS-1252 or GBK"
+        encodings = "UTF-16" if content.startswith(UTF_16_MARKS) else "WINDOWS-1252 or GBK"
         raise UserError(f"{file}: line {line} is not UTF-8; convert the file from what it was "
                         f"saved in ({encodings}?), as in: iconv -f {encodings.split()[0]} -t UTF-8"
                         ) from None

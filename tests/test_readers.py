@@ -23,7 +23,7 @@ from data_folders import (
 )
 from examples.miniworld import write_world
 from support.common import UserError
-from support.readers import FORMATS, parse_ratios, read_data
+from support.readers import FORMATS, parse_ratios, read_data, read_split
 from support.readers.common import DataError
 from support.readers.questions import class_question
 
@@ -99,19 +99,19 @@ WRONG_ROWS = [      # layout, file, what is in it, what replaces it, the error
     ("voc", "Annotations/P1.xml", "<xmin>5</xmin>", "", "object 2: no <bndbox/xmin>"),
     ("voc", "Annotations/P1.xml", "<xmin>5</xmin>", "<xmin>x</xmin>", "2: could not"),
     ("voc", "Annotations/P1.xml", "<xmin>5</xmin>", "<xmin>70</xmin>", "2: no box: x 70 to 70"),
-    ("voc", "Annotations/P1.xml", "<xmin>5</xmin>", "<xmin>nan</xmin>", "object 2: no box: x nan"),
+    ("voc", "Annotations/P1.xml", "<xmin>5</xmin>", "<xmin>nan</xmin>", "2: could not read"),
     ("voc", "Annotations/P1.xml", "</annotation>", "", "P1.xml: no element found"),
     ("voc", "Annotations/P1.xml", "<filename>P1.png</filename>", "", "P1.xml: no <filename>"),
     ("dior_rsvg", "Annotations/00002.xml", "<description>00002 0\n</description>", "",
      "00002.xml:0: no <description>"),
     ("dior_rsvg", "Annotations/00002.xml", "<xmin>0</xmin>", "", "00002.xml:0: no <bndbox/xmin>"),
     ("dota", "labelTxt/P1.txt", " harbor 0", "", "P1.txt: line 4: not 8 numbers"),
-    ("dota", "labelTxt/P1.txt", "70 6 70 80", "70 6 70 x", "P1.txt: line 4: could not convert"),
+    ("dota", "labelTxt/P1.txt", "70 6 70 80", "70 6 70 x", "P1.txt: line 4: could not read"),
     ("dota", "labelTxt/P1.txt", "70 6 70 80 5 80 5 6", "5 6 5 6 5 6 5 6", "4: no box: x 5 to 5"),
     ("coco", "instances_train2017.json", '"image_id": 0', '"image_id": 5', ":1: no image has id 5"),
     ("coco", "instances_train2017.json", '"category_id": 2', '"category_id": 5', "no category has"),
     ("coco", "instances_train2017.json", "[30, 40, 20, 20]", "[30, 40, -20, 20]",
-     ":1: no box: x 30"),
+     ":1: no box: a width of -20"),
     ("coco", "instances_train2017.json", "[30, 40, 20, 20]", "[30, 40]", ":1: not enough values"),
     ("coco", "instances_train2017.json", '"file_name": "P1.png"', '"x": 1', "no 'file_name'"),
 ]
@@ -480,6 +480,138 @@ def test_clips_read_back_as_capera_has_them(world, tmp_path):
     for sample in read_data(tmp_path):
         found.setdefault(Path(sample.images[0]).name, []).append(sample.turns[0][1])
     assert list(found.values()) == list(clips.values())
+
+
+# ---- names as other systems write them -----------------------------------------------------------
+
+NAME_FILES = {          # of each layout: the files that name pictures
+    "rsicd": ["dataset_rsicd.json", "rsicd_vqa.txt"], "nwpu_captions": ["dataset_nwpu.json"],
+    "caption_lists": ["train_filename.txt"], "capera": ["CapERA_DATASET_train.json"],
+    "rsivqa": ["ucm_res.txt", "dota_train_vqa.txt"], "coco": ["instances_train2017.json"],
+    "voc": ["Annotations/P1.xml"], "dior_rsvg": ["Annotations/00002.xml"],
+    "skyeye": ["caption/caption_RSICD_train.json", "vqa/UCMvqa.json"],
+    "floodnet": ["Questions/Training Question.json"]}
+NAME = re.compile(r"[\w.-]+\.(?:jpg|tif|png|JPG|mp4)|P0000")
+
+
+def path_of(place, name):
+    """Where the picture or clip of this name is."""
+    stems = (path for path in sorted(place.rglob("*")) if path.stem == Path(name).stem
+             and path.suffix not in (".json", ".xml", ".txt"))
+    return next(stems, place / name).relative_to(place)
+
+
+SPELLINGS = {
+    "absolute": lambda place, name: str(place / path_of(place, name)),
+    "with its folder": lambda place, name: path_of(place, name).as_posix(),
+    "with backslashes": lambda place, name: str(path_of(place, name)).replace("/", "\\"),
+    "with ./": lambda place, name: f"./{name}",
+    "in capitals": lambda place, name: str(Path(name).with_suffix(Path(name).suffix.swapcase())),
+    "without suffix": lambda place, name: Path(name).stem}
+
+
+def split_content(place):
+    """(real paths of the pictures, turns) of each row of the train split; no row is wrong."""
+    single, conversations, errors = read_split(place, "train")
+    single.join(conversations)
+    assert errors == []
+    return [([str(Path(path).resolve()) for path in sample.images], sample.turns)
+            for sample in single]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("name", NAME_FILES)
+def test_a_picture_may_be_named_as_other_systems_write_it(tmp_path, name, spelling):
+    MAKERS[name](tmp_path)
+    for other in ("Valid", "Test"):                         # FloodNet's names are in each split
+        shutil.rmtree(tmp_path / f"Images/{other}_Image", ignore_errors=True)
+    wanted = split_content(tmp_path)
+    for file in (tmp_path / file for file in NAME_FILES[name]):
+        text = NAME.sub(lambda match: SPELLINGS[spelling](tmp_path, match[0]), file.read_text())
+        if file.suffix == ".json":
+            text = text.replace("\\", "\\\\")
+        file.write_text(text)
+    assert split_content(tmp_path) == wanted
+
+
+@pytest.mark.parametrize("change", [str.upper, str.capitalize, str.swapcase])
+@pytest.mark.parametrize("name", MAKERS)
+def test_suffixes_on_disk_may_be_in_any_letters(tmp_path, name, change):
+    MAKERS[name](tmp_path)
+    count = len(split_content(tmp_path))
+    for path in list(tmp_path.rglob("*.*")):
+        path.rename(path.with_suffix(change(path.suffix)))
+    found = split_content(tmp_path)
+    assert len(found) == count
+    assert all(Path(path).exists() for paths, _ in found for path in paths)
+
+
+@pytest.mark.parametrize("line", ["P1", "P1.png", "P1.PNG", "images/P1.png", "images\\P1.png",
+                                  "./images/P1.png", "ROOT/images/P1.png", "P1.xml", "P1.txt"])
+@pytest.mark.parametrize("name", ["voc", "dota"])
+def test_a_list_of_a_split_may_name_its_pictures_in_every_way(tmp_path, name, line):
+    MAKERS[name](tmp_path)
+    (tmp_path / "train.txt").write_text(line.replace("ROOT", str(tmp_path)) + "\n")
+    assert {path for paths, _ in split_content(tmp_path) for path in paths} == {
+        str(tmp_path / "images/P1.png")}
+
+
+@pytest.mark.parametrize("line", ["Pond/1.jpg", "Pond\\1.jpg", "./Pond/1.jpg", "ROOT/Pond/1.jpg",
+                                  "Pond/1", "Pond/1.JPG"])
+def test_a_list_of_class_folders_may_name_its_pictures_in_every_way(tmp_path, line):
+    MAKERS["class_folder"](tmp_path)
+    (tmp_path / "train.txt").write_text(line.replace("ROOT", str(tmp_path)) + "\n")
+    [(paths, (turn,))] = split_content(tmp_path)
+    assert paths == [str(tmp_path / "Pond/1.jpg")] and turn[1] == "pond"
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_systems_leave_in_every_folder_changes_nothing(tmp_path, name):
+    MAKERS[name](tmp_path)
+    wanted = split_content(tmp_path)
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        for folder in ("__MACOSX", "@eaDir"):
+            copy = tmp_path / folder / path.relative_to(tmp_path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(b"\0\5\x16\7")
+    for folder in [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]:
+        touch(folder, ".DS_Store", "Thumbs.db")
+    assert split_content(tmp_path) == wanted
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "class_folder"])
+def test_a_text_in_utf_16_is_named_or_read_and_its_layout_known(tmp_path, name):
+    MAKERS[name](tmp_path)
+    wanted = split_content(tmp_path)
+    for path in list(tmp_path.rglob("*")):
+        if path.suffix in (".json", ".txt", ".xml"):
+            path.write_bytes(("\ufeff" + path.read_text()).encode("utf-16-le"))
+    if name == "voc":
+        assert split_content(tmp_path) == wanted
+    else:
+        line = refusal(read_data, tmp_path)
+        assert "is not UTF-8" in line and "iconv -f UTF-16" in line
+
+
+def test_of_files_for_one_picture_each_only_the_damaged_one_is_left_out(tmp_path):
+    MAKERS["dota"](tmp_path)
+    with (tmp_path / "labelTxt/P1.txt").open("ab") as file:
+        file.write(b"\x92")
+    errors = []
+    rows = list(FORMATS["dota"].read(tmp_path, "train", errors))
+    assert {row["images"][0] for row in rows} == {"images/P2.png"} and len(errors) == 1
+
+
+@pytest.mark.parametrize("name, file, old, new", [
+    ("voc", "Annotations/P1.xml", "<xmin>5</xmin>", "<xmin>75</xmin>"),
+    ("dior_rsvg", "Annotations/00002.xml", "<xmin>0</xmin>", "<xmin>50</xmin>"),
+    ("dota", "labelTxt/P1.txt", "70 6 70 80 5 80 5 6", "5 80 5 6 70 6 70 80")])
+def test_corners_in_another_order_are_a_box_in_every_layout(tmp_path, name, file, old, new):
+    MAKERS[name](tmp_path)
+    count = len(split_content(tmp_path))
+    replace_once(tmp_path / file, old, new)
+    assert len(split_content(tmp_path)) == count
 
 
 # ---- real data -----------------------------------------------------------------------------------

@@ -113,6 +113,17 @@ def test_what_is_no_rows_fault_is_raised(error):
         raise error
 
 
+def test_a_file_of_one_row_that_cannot_be_read_is_that_rows_fault(tmp_path):
+    errors = []
+    for name, content in (("a.txt", b"\xff\xfex\0"), ("b.txt", b"\x92")):
+        (tmp_path / name).write_bytes(content)
+        with skip_bad_row(str(tmp_path / name), errors):
+            read_lines(tmp_path / name)
+    assert ["a.txt: line 1 is not UTF-8" in errors[0], "b.txt: line 1 is not" in errors[1]] == [
+        True, True]
+    assert all(line.count(str(tmp_path)) == 1 for line in errors)
+
+
 # ---- pictures ------------------------------------------------------------------------------------
 
 def test_a_picture_is_found_in_the_first_folder_that_has_it_with_or_without_suffix(tmp_path):
@@ -127,6 +138,19 @@ def test_a_picture_is_found_in_the_first_folder_that_has_it_with_or_without_suff
     assert paths["harbor_3.jpg"] == "c/harbor/harbor_3.jpg"                 # in its class's folder
     (tmp_path / "b/harbor_3.jpg").touch()
     assert paths["harbor_3.jpg"] == "c/harbor/harbor_3.jpg"                 # searched for once
+
+
+@pytest.mark.parametrize("name", ["1.png", "b/1.png", "b\\1.png", "./1.png", ".\\b\\1.png", "b/1",
+                                  "1.PNG", "1.Png", "ROOT/b/1.png", "ROOT/b/1", "ROOT/b/1.pNG"])
+def test_a_name_may_have_its_folder_or_be_absolute_and_its_suffix_in_any_letters(tmp_path, name):
+    place, link = tmp_path / "set", tmp_path / "link"
+    (place / "b").mkdir(parents=True)
+    (place / "b/1.png").touch()
+    link.symlink_to(place)
+    for root in (place, link):
+        assert find_picture(root, ["a", "b"], name.replace("ROOT", str(root))) == "b/1.png"
+    outside = f"{tmp_path}/other/1.png"
+    assert find_picture(place, ["a", "b"], outside) == outside              # is refused later
 
 
 # ---- classes -------------------------------------------------------------------------------------
@@ -150,6 +174,9 @@ def test_lines_end_in_line_feeds_alone_and_a_byte_order_mark_is_no_text(tmp_path
     file.write_bytes("\ufeffone\u2028two\x0c\r\nthree\x85\n".encode())
     assert read_lines(file) == ["one\u2028two\x0c", "three\x85"]
     assert read_head(file).startswith("one")
+    for encoding in ("utf-16-le", "utf-16-be"):
+        file.write_bytes("\ufeff<a>".encode(encoding))
+        assert read_head(file) == "<a>"
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "gbk"])
@@ -164,6 +191,7 @@ def test_what_a_mac_leaves_is_no_file_and_capitals_make_no_difference(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [file.name for file in find_files(tmp_path, "*.xml")] == ["1.XML"]
+    (tmp_path / "@eaDir").mkdir()
     assert list_pictures(tmp_path) == ["b.BMP"] and subfolders(tmp_path) == []
     assert find_picture(tmp_path, ["."], "b") == find_picture(tmp_path, ["."], "b.bmp") == "b.BMP"
 
@@ -188,7 +216,9 @@ def test_a_picture_is_inside_its_folder_by_its_name_and_by_its_links(tmp_path):
 
 def test_numbers_may_be_texts_and_are_never_written_behind_each_other():
     assert to_number("10") + to_number("30.5") == 40.5 and to_number(" -7 ") == -7
-    for wrong in (None, True, "x", "nan", math.nan, math.inf, 10 ** 400, "1" * 400, [1]):
+    assert to_number("1e2") == 100 and to_number(".5") == 0.5 and type(to_number("7")) is int
+    for wrong in (None, True, "x", "nan", math.nan, math.inf, 10 ** 400, "1" * 400, [1], "1e999",
+                  "inf", "1_0", "1,5", "0x10", "\uff11\uff12", "\u0663", "1.#QNAN", "-1.#IND", ""):
         with pytest.raises(ValueError):
             to_number(wrong)
 

@@ -1,5 +1,6 @@
 """support/readers/conversations.py: LLaVA's and ms-swift's files, SkyEye-968k's folder."""
 import json
+import time
 
 import pytest
 
@@ -75,7 +76,7 @@ WRONG_CONVERSATIONS = {
     "2 <ref-object> in the texts for 1": messages("<ref-object>", "<ref-object>",
                                                   objects={"ref": ["x"]}),
     "four numbers": messages("a", "<bbox>", objects={"bbox": [[1, 2]]}),
-    "must be four": messages("a", "<bbox>", objects={"bbox": [["1", 2, 3, 4]]}),
+    "must be four": messages("a", "<bbox>", objects={"bbox": [[1, 2, 3]]}),
     "bbox_type 'norm1'": messages("a", "<bbox>", objects={"bbox": [[0, 0, 1, 1]],
                                                           "bbox_type": "norm1"}),
     "image_id": messages("a", "<bbox>", objects={"bbox": [[0, 0, 1, 1]], "image_id": [1]}),
@@ -213,18 +214,65 @@ def test_clips_are_read_like_pictures(tmp_path, key):
     assert row["images"] == ["clip.mp4"] and row["turns"] == (("what happens?", "a fire"),)
 
 
-@pytest.mark.parametrize("key", ["image_path", "images_path", "audio", "imagePath", "file_name",
-                                 "frames"])
-def test_a_key_of_media_that_is_not_read_is_named(tmp_path, key):
-    row = conversation("what?", "a ship", **{key: "a.jpg"})
+@pytest.mark.parametrize("key, value", [
+    *((key, "a.jpg") for key in ("image_path", "images_path", "audio", "imagePath", "file_name",
+                                 "frames", "image_url", "image_id", "imageUrl", "img", "url", "x",
+                                 "\u56fe\u7247")),
+    ("image_url", {"url": "http://x.org/a"}), ("images_url", ["http://x.org/a.jpg?size=3"]),
+    ("image_id", "P0001"), ("attachments", [{"path": "a.jpg"}]), ("x", {"bytes": [{"b": "a.TIF"}]}),
+    ("data", "data:image/jpeg;base64,AAAA"), ("cloud", "scene.ply"), ("before", "a.NPY")])
+def test_a_key_of_media_that_is_not_read_is_named(tmp_path, key, value):
+    row = conversation("what?", "a ship", **{key: value})
     assert repr(key) in row_error("llava", write(tmp_path / "a.json", [row]))
 
 
-@pytest.mark.parametrize("more", [{"image_id": "a.jpg"}, {"video_id": "x"}, {"image_size": [3, 4]},
-                                  {"frames": 8}, {"image_path": ""}, {"type": None}])
+@pytest.mark.parametrize("more", [{"image_id": 7}, {"video_id": None}, {"image_size": [3, 4]},
+                                  {"frames": 8}, {"image_path": ""}, {"type": None},
+                                  {"source": "rsicd"}, {"id": "a.jpg"}])
 def test_what_only_describes_media_is_no_media(tmp_path, more):
     (row,) = read("llava", write(tmp_path / "a.json", [conversation("what?", "yes", **more)]))
     assert row["images"] == [] and row["kind"] == ""
+
+
+@pytest.mark.parametrize("more", [{"image_id": "a.jpg"}, {"image_url": "http://x.org/a.jpg"},
+                                  {"source": "b.jpg"}])
+def test_beside_a_picture_its_id_and_address_are_no_media(tmp_path, more):
+    row = conversation("what?", "yes", image="a.jpg", **more)
+    (row,) = read("llava", write(tmp_path / "a.json", [row]))
+    assert row["images"] == ["a.jpg"]
+    row = conversation("what?", "yes", image="a.jpg", mask="b.png")
+    assert "'mask'" in row_error("llava", write(tmp_path / "a.json", [row]))
+
+
+@pytest.mark.parametrize("tag", [
+    "<img>a.jpg</img>", '<img src="a.jpg">', "![a ship](a.jpg)", "<|image_1|>", "<ImageHere>",
+    "<Image>", "<audio>", "<image_placeholder>", "<|vision_start|>", "[IMG]", "< image >"])
+@pytest.mark.parametrize("images", [[], ["a.jpg"]])
+def test_another_programs_sign_for_a_picture_is_named_and_never_learned_as_text(
+        tmp_path, tag, images):
+    for turns in ((f"{tag} what?", "a ship"), ("what?", f"a ship {tag}")):
+        row = conversation(*turns, images=images)
+        assert "is not read" in row_error("llava", write(tmp_path / "a.json", [row]))
+    start = time.perf_counter()
+    row_error("llava", write(tmp_path / "a.json", [conversation(tag[:-1] * 20_000 + tag, "x")]))
+    row = conversation("<" + " " * 99_000 + "![" * 50_000, "x", images=images)
+    read("llava", write(tmp_path / "b.json", [row]))
+    assert time.perf_counter() - start < 2
+
+
+def test_a_picture_in_a_part_of_text_or_in_a_row_of_the_release_is_named(tmp_path):
+    parts = [{"type": "text", "text": "what?", "image": "a.jpg"}]
+    assert "'image'" in row_error("llava", write(tmp_path / "a.json", [messages(parts, "x")]))
+    make_skyeye(tmp_path)
+    write(tmp_path / "vqa/UCMvqa.json", [
+        {"image": "1.tif", "question": "what?", "answer": 1, "video": "a.mp4", "height": 5}])
+    assert "'video'" in row_error("skyeye", tmp_path)
+
+
+def test_a_system_text_is_named_wherever_it_stands(tmp_path):
+    for row in (conversation("what?", "a ship", system="be brief"),
+                conversation("be brief", "what?", "a ship", roles=("system", "human", "gpt"))):
+        assert "system" in row_error("llava", write(tmp_path / "a.json", [row]))
 
 
 def test_answers_may_be_numbers_and_contents_lists_of_parts(tmp_path):

@@ -273,7 +273,7 @@ def find_data_set(name: str, places: Sequence[str]) -> int:
 
 def short_name(place: str) -> str:
     path = PurePath(place)
-    return path.stem if path.suffix in (".json", ".jsonl") else path.name
+    return path.stem if path.suffix.lower() in (".json", ".jsonl") else path.name
 
 
 def ratio_number(text: str) -> float:

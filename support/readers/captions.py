@@ -31,6 +31,7 @@ from pathlib import Path
 from support.common import read_json
 from support.images.common import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from support.readers.common import (
+    PicturePaths,
     answer_text,
     check_name,
     class_name,
@@ -38,6 +39,8 @@ from support.readers.common import (
     find_file,
     find_files,
     find_picture,
+    leaves_folder,
+    name_inside,
     picture_folder,
     portable_name,
     read_head,
@@ -66,35 +69,38 @@ def read_rsicd(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     file, folder = rsicd_files(place)[0], picture_folder(place)
     with error_context(str(file)):
         rows = list(read_json(file)["images"])
-    images: dict[str, list[str]] = {}           # of the split
+    paths = PicturePaths(place, (folder,))
+    names: dict[str, str] = {}                  # of the split: path -> the name in the file
     for number, row in enumerate(rows, start=1):
         with skip_bad_row(f"{file}:{number}", errors):
-            for sample in list(rsicd_captions(row, split, folder, file)):
-                images[row["filename"]] = sample["images"]
+            for sample in list(rsicd_captions(row, split, paths, file)):
+                names[sample["images"][0]] = portable_name(row["filename"])
                 yield sample
-    yield from rsicd_scenes(find_file(place, "scene_classes.json"), images)
+    yield from rsicd_scenes(find_file(place, "scene_classes.json"), names, paths)
     for lines in find_files(place, "*_vqa.txt"):
         for name, sample in read_question_lines(lines, errors):
-            if name in images:
-                yield sample | {"images": images[name]}
+            with skip_bad_row(sample["source"], errors):
+                if paths[name] in names:
+                    yield sample | {"images": [paths[name]]}
 
 
-def rsicd_captions(row: dict, split: str, folder: str, file: Path) -> Iterator[dict]:
+def rsicd_captions(row: dict, split: str, paths: PicturePaths, file: Path) -> Iterator[dict]:
     if row["split"] == split:
         name = portable_name(require_text(row, "filename"))
+        images = [paths[name]]
         for number, sentence in enumerate(row["sentences"]):
-            yield {"images": [f"{folder}/{name}"], "turns": (("", require_text(sentence, "raw")),),
+            yield {"images": images, "turns": (("", require_text(sentence, "raw")),),
                    "task": "caption", "source": f"{file}:{name}:{number}"}
 
 
-def rsicd_scenes(file: Path, images: dict[str, list[str]]) -> Iterator[dict]:
+def rsicd_scenes(file: Path, names: dict[str, str], paths: PicturePaths) -> Iterator[dict]:
     with error_context(str(file)):
-        labels = {name: answer_text(label, name)
+        labels = {paths[name]: answer_text(label, name)
                   for name, label in (read_json(file) if file.is_file() else {}).items()}
     question = class_question({class_name(label) for label in labels.values()})
-    for name in images:
-        if name in labels:
-            yield {"images": images[name], "turns": ((question, class_name(labels[name])),),
+    for path, name in names.items():
+        if path in labels:
+            yield {"images": [path], "turns": ((question, class_name(labels[path])),),
                    "task": "scene", "kind": "scene", "source": f"{file}:{name}"}
 
 
@@ -150,16 +156,16 @@ def read_caption_lists(place: Path, split: str, errors: list[str]) -> Iterator[d
     if len(captions) not in (len(names), CAPTIONS_PER_PICTURE * len(names)):
         raise ValueError(f"{caption_file}: {len(captions)} captions for the {len(names)} pictures "
                          f"of {name_file.name}; {CAPTIONS_PER_PICTURE} or 1 for each are expected")
-    folder = picture_folder(place)
+    paths = PicturePaths(place, (picture_folder(place),))
     for number, caption in enumerate(captions):
         name = names[number * len(names) // len(captions)].strip()
-        name = portable_name(name)
         source = f"{caption_file}:{number + 1}"
-        if name and caption.strip():
-            yield {"images": [f"{folder}/{name}"], "turns": (("", caption.strip()),),
-                   "task": "caption", "source": source}
-        else:
+        if not (name and caption.strip()):
             errors.append(f"{source}: an empty caption, or one of no picture")
+            continue
+        with skip_bad_row(source, errors):
+            yield {"images": [paths[name]], "turns": (("", caption.strip()),), "task": "caption",
+                   "source": source}
 
 
 # ---- CapERA --------------------------------------------------------------------------------------
@@ -198,14 +204,17 @@ def capera_samples(row: dict, place: Path, folders: list[Path], source: str) -> 
 
 
 def find_clip(place: Path, folders: list[Path], name: str) -> str:
-    """The path of a clip from `place`; where it should be if it is missing."""
+    """The path of a clip from `place`; where it should be if it is missing. As the names of
+    find_picture, its name may be absolute, or begin with its folder in `place`."""
     check_name(portable_name(name))
-    if Path(portable_name(name)).name != name:
+    name = name_inside(place, name)
+    if leaves_folder(name):
         return name                                 # is refused later, and not searched for
-    stem = Path(name).stem
+    parent, stem = Path(name).parent, Path(name).stem
     label = stem.rsplit("_", 1)[0]
-    paths = (folder / of_class / (stem + case) for suffix in CLIP_SUFFIXES
-             for case in dict.fromkeys((suffix, suffix.upper())) for folder in folders
-             for of_class in (label, "."))
+    searched = folders if parent == Path() else [*folders, Path()]
+    paths = (folder / parent / of_class / (stem + case) for suffix in CLIP_SUFFIXES
+             for case in dict.fromkeys((suffix, suffix.upper(), suffix.capitalize()))
+             for folder in searched for of_class in (label, "."))
     found = (path for path in paths if (place / path).exists())
     return next(found, Path("Videos", name)).as_posix()

@@ -17,7 +17,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.common import Box, UserError, printable, read_bytes, read_text, split_lines
+from support.common import (
+    UTF_16_MARKS,
+    Box,
+    UserError,
+    printable,
+    read_bytes,
+    read_text,
+    split_lines,
+)
 from support.images.common import PICTURE_SUFFIXES
 
 
@@ -135,7 +143,7 @@ ROW_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, Synt
 def describe_error(source: str, error: Exception) -> str:
     """What is wrong with a row, in one line that names it."""
     reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return printable(f"{source}: {reason}")
+    return printable(reason if reason.startswith(f"{source}: ") else f"{source}: {reason}")
 
 
 @contextlib.contextmanager
@@ -148,7 +156,8 @@ def error_context(source: str) -> Iterator[None]:
 
 
 class skip_bad_row:
-    """`with skip_bad_row(source, errors):` what goes wrong inside is appended to `errors`.
+    """`with skip_bad_row(source, errors):` what goes wrong inside is appended to `errors`, also a
+    file of this row alone that cannot be read.
 
     A class and no generator: a million rows are read inside of it.
     """
@@ -160,7 +169,7 @@ class skip_bad_row:
         pass
 
     def __exit__(self, _, error: BaseException | None, __) -> bool:
-        if not isinstance(error, ROW_ERRORS):
+        if not isinstance(error, (*ROW_ERRORS, UserError)):
             return False
         self.errors.append(describe_error(self.source, error))
         return True
@@ -194,14 +203,19 @@ def optional_text(row: dict, name: str) -> str:
     return "" if value is None or value == "" else answer_text(value, name)
 
 
+NUMBER = re.compile(r"\s*[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+WHOLE_NUMBER = re.compile(r"\s*[-+]?\d+\s*", re.ASCII)
+
+
 def to_number(value: object) -> float:
     """A number, or the text of one, as it is. ValueError: neither, not finite, or absurdly large.
+
+    A text is one in digits alone: Python would read nan, infinity and 1_0 too.
     """
-    if isinstance(value, str) and len(value) < 100:
-        try:
-            value = int(value) if re.fullmatch(r"\s*[-+]?\d+\s*", value) else float(value)
-        except ValueError:
-            raise ValueError(f"could not read a number from {value!r}") from None
+    if isinstance(value, str):
+        if not (len(value) < 100 and NUMBER.fullmatch(value)):
+            raise ValueError(f"could not read a number from {short_repr(value)}")
+        value = int(value) if WHOLE_NUMBER.fullmatch(value) else float(value)
     if type(value) not in (int, float):
         raise ValueError(f"a number is expected, not {short_repr(value)}")
     if not abs(value) < 1e15:
@@ -233,11 +247,13 @@ def box_fault(box: Box, width: int, height: int) -> str:
 # ---- files and pictures --------------------------------------------------------------------------
 
 def read_head(file: Path) -> str:
-    """The first 64 K characters without a byte-order mark, enough to recognize a layout."""
+    """The first 64 K bytes as text without a byte-order mark, enough to recognize a layout."""
     if not file.is_file():
         return ""
     with file.open("rb") as opened:
-        return opened.read(1 << 16).decode("utf-8-sig", errors="replace")
+        head = opened.read(1 << 16)
+    encoding = "utf-16" if head.startswith(UTF_16_MARKS) else "utf-8-sig"
+    return head.decode(encoding, errors="replace")
 
 
 def read_lines(file: Path) -> list[str]:
@@ -259,9 +275,14 @@ def read_xml(file: Path) -> ElementTree.Element:
     return ElementTree.fromstring(content)
 
 
+# Of Mac, Synology and QNAP, Windows, Linux.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN",
+                  "System Volume Information", "lost+found")
+
+
 def is_hidden(name: str) -> bool:
     """What a system leaves beside the data: `._a.jpg` and __MACOSX of a Mac's zip, .cache, ..."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
@@ -328,16 +349,29 @@ def other_cases(path: str) -> list[str]:
             if other != suffix] if len(suffix) > 1 else []
 
 
+def name_inside(place: Path, name: str) -> str:
+    """A picture's name as a data file writes it -> its path from the folder `place`, if the name is
+    absolute and lies there; else the name, with / between folders and without a ./ in front."""
+    name = portable_name(name)
+    if not name.startswith(("/", "./")):
+        return name
+    for root in (os.path.abspath(place), os.path.realpath(place)):
+        name = name.removeprefix(root.rstrip("/") + "/")
+    return Path(name).as_posix()
+
+
 def find_picture(place: Path, folders: Sequence[str], name: str) -> str:
     """The path, from `place`, of a picture that is in one of `folders`, a suffix added or written
-    in other letters if need be; where it should be if it is in none. ValueError: no such name."""
-    name = portable_name(name)
-    check_name(name)
+    in other letters if need be; where it should be if it is in none. A name may also be absolute,
+    or begin with its folder in `place`. ValueError: no such name."""
+    check_name(portable_name(name))
+    name = name_inside(place, name)
     if leaves_folder(name):
         return name             # is refused later, and not searched for
     has_suffix = name.lower().endswith(PICTURE_SUFFIXES)
     suffixes = [""] if has_suffix else ["", *PICTURE_SUFFIXES]
-    paths = [Path(folder, name + suffix).as_posix() for folder in folders for suffix in suffixes]
+    searched = [*folders, "."] if "/" in name else folders
+    paths = [Path(folder, name + suffix).as_posix() for folder in searched for suffix in suffixes]
     found = next((path for path in paths if os.path.isfile(place / path)), None)
     if found is None:
         others = (other for path in paths for other in other_cases(path))
@@ -357,12 +391,8 @@ class PictureRoot:
         also through a link."""
         name = portable_name(name)
         check_name(name)
-        path = name
-        if os.path.isabs(name):
-            roots = (os.path.abspath(self.folder), self.real)
-            root = next((root for root in roots if name.startswith(root.rstrip("/") + "/")), None)
-            path = name[len(root.rstrip("/")) + 1:] if root else None
-        if path is None or ".." in path.split("/"):
+        path = name_inside(self.folder, name)
+        if leaves_folder(path):
             raise ValueError(f"{name}: a data file may only name pictures inside {self.folder}")
         found = str(self.folder / path)
         if not os.path.lexists(found):
@@ -392,7 +422,7 @@ class PicturePaths(dict):
     def __missing__(self, name: str) -> str:
         """Airport_12.jpg, airport12.tif: also in a folder Airport, airport of each folder."""
         check_name(portable_name(name))
-        label = re.sub(r"_?\d+$", "", Path(name).stem)
+        label = re.sub(r"_?\d+$", "", Path(portable_name(name)).stem)
         of_class = [f"{folder}/{label}" for folder in self.folders if label]
         self[name] = find_picture(self.place, [*self.folders, *of_class], name)
         return self[name]
@@ -409,10 +439,11 @@ def splits_in_name(file: Path) -> list[str]:
 
 
 def read_split_list(folder: Path, split: str) -> list[tuple[str, str]] | None:
-    """{split}.txt, one picture a line -> [(file:line, name)]; None where no split has a list."""
+    """{split}.txt, one picture a line -> [(file:line, name from the folder)]; None where no split
+    has a list."""
     file = find_file(folder, f"{split}.txt")
     if file.is_file():
-        return [(f"{file}:{i}", portable_name(line.strip()))
+        return [(f"{file}:{i}", name_inside(folder, line.strip()))
                 for i, line in enumerate(read_lines(file), 1) if line.strip()]
     if any(find_file(folder, f"{name}.txt").is_file() for name in ("train", "val", "test")):
         raise ValueError(f"{file}: no such list, though other splits have theirs")
@@ -430,8 +461,10 @@ def files_of_split(folders: Iterable[Path], split: str, files: list[Path], error
         return
     file_of = {file.stem: file for file in files}
     for source, name in names:
-        suffix = Path(name).suffix
-        stem = name.removesuffix(suffix) if suffix.lower() in PICTURE_SUFFIXES else name
+        last = Path(name).name                  # a list may name whole paths, of either file
+        suffix = Path(last).suffix
+        is_file = suffix.lower() in (*PICTURE_SUFFIXES, ".xml", ".txt")
+        stem = last.removesuffix(suffix) if is_file else last
         if stem in file_of:
             yield file_of[stem]
         else:

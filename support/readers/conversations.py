@@ -34,6 +34,7 @@ from support.readers.common import (
     optional_text,
     short_repr,
     skip_bad_row,
+    to_number,
 )
 
 # ---- conversations -------------------------------------------------------------------------------
@@ -46,7 +47,6 @@ def read_llava(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """All rows: such a file is one split."""
     for source, row in read_json_rows(place, errors):
         with skip_bad_row(source, errors):
-            check_media_keys(row, CONVERSATION_KEYS)
             yield conversation_sample(row, source)
 
 
@@ -98,6 +98,9 @@ def as_object(row: object) -> dict:
 def conversation_sample(row: dict, source: str) -> dict:
     turns, of_parts = read_turns(row)
     images = media_names(row)
+    check_media_keys(row, CONVERSATION_KEYS, bool(images or of_parts))
+    if row.get("system"):
+        raise ValueError('a "system" text is not read; write it into the first question')
     if of_parts and images:
         raise ValueError("pictures are named beside the conversation and in its contents")
     images = images or of_parts
@@ -106,6 +109,10 @@ def conversation_sample(row: dict, source: str) -> dict:
     if placeholders > len(images):
         raise ValueError(f"{placeholders} <image> for {len(images)} pictures")
     questions = [text.replace("<image>", "").replace("<video>", "").strip() for text in texts[::2]]
+    for text in (*questions, *texts[1::2]):
+        if found := MEDIA_TAG.search(text):
+            raise ValueError(f"{found[0][:60]} in a text is not read: a picture is named under "
+                             '"image" or "images", and <image> may stand for it in a question')
     if not all(questions):
         raise ValueError("a question is empty")
     return {"images": images, "task": "conversation", "source": source, "boxes": boxes,
@@ -120,31 +127,52 @@ CONVERSATION_KEYS = ("image", "images", "video", "videos", "conversations", "mes
 MEDIA_WORDS = set("image images img imgs picture pictures pic pics photo photos video videos clip "
                   "clips frame frames audio audios sound media file files filename filenames "
                   "filepath path paths mask masks depth".split())
-METADATA_WORDS = set("id ids size sizes width height shape count num source url license date split "
-                     "index hash type format caption captions description text label class "
+METADATA_WORDS = set("id ids size sizes width height shape count num source url urls license date "
+                     "split index hash type format caption captions description text label class "
                      "category".split())
-MEDIA_SUFFIXES = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES, ".mkv", ".webm", ".wav", ".mp3", ".flac",
-                  ".npy")
+LINK_WORDS = {"id", "ids", "url", "urls"}       # of these words, which may name a picture
+MEDIA_SUFFIXES = (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES, *(
+    ".mkv .webm .m4v .mpg .mpeg .wmv .wav .mp3 .flac .ogg .m4a .npy .npz .img .ecw .hdf .h5 .nc "
+    ".heic .avif .svg .las .laz .ply .pcd").split())
+# What other programs write for a picture in a text.
+MEDIA_TAG = re.compile(
+    r"</?\s?\|?(?:img|images?|videos?|audios?|speech|sound|vision|point_?cloud|imagehere|videohere)"
+    r"(?:_?[0-9]{1,9}|_[a-z_]{1,30})?\b[^<>]{0,300}>|!\[[^\[\]]{0,300}\]\(|\[IMG\]",
+    re.IGNORECASE)
 
 
-def check_media_keys(row: dict, known: Iterable[str]) -> None:
-    """ValueError: a key looks like one of media and is none of those that are read."""
+def check_media_keys(row: dict, known: Iterable[str], has_pictures: bool) -> None:
+    """ValueError: a key looks like one of media and is none of those that are read.
+
+    has_pictures: whether others are read. Then a picture's id or address beside it is no fault.
+    """
     for key, value in row.items():
-        if key not in known and looks_like_media(key, value):
+        if key not in known and looks_like_media(key, value, has_pictures):
             raise ValueError(f"the key {key[:60]!r} is not read: pictures are expected under "
                              '"image" or "images", clips under "video" or "videos"')
 
 
-def looks_like_media(key: str, value: object) -> bool:
-    words = re.findall("[A-Z]?[a-z]+|[A-Z]+", key[:200])
-    words = [word.lower() for word in words]
-    if not words or words[-1] in METADATA_WORDS or not isinstance(value, str | list | dict):
+def looks_like_media(key: str, value: object, has_pictures: bool) -> bool:
+    if not value or not isinstance(value, str | list | dict):
         return False
-    if not value:
+    words = [word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", key[:200])]
+    of_media = bool(MEDIA_WORDS & set(words))
+    if words and words[-1] in METADATA_WORDS:
+        is_link = of_media and words[-1] in LINK_WORDS
+        return not has_pictures and (is_link or names_media(value))
+    return of_media or names_media(value)
+
+
+def names_media(value: object, depth: int = 3) -> bool:
+    """Whether a value is, or holds within so many lists and objects, the name of such a file."""
+    if isinstance(value, str):
+        name = re.split("[?#]", value[-300:].lower())[0]
+        return name.endswith(MEDIA_SUFFIXES) or value.startswith(("data:image", "data:video",
+                                                                  "data:audio"))
+    if not depth or not isinstance(value, list | dict):
         return False
-    first = value[0] if isinstance(value, list) else value
-    named = isinstance(first, str) and first.lower().endswith(MEDIA_SUFFIXES)
-    return named or bool(MEDIA_WORDS & set(words))
+    items = value.values() if isinstance(value, dict) else value
+    return any(names_media(item, depth - 1) for item in items)
 
 
 def media_names(row: dict) -> list[str]:
@@ -196,7 +224,7 @@ def read_turns(row: dict) -> tuple[list[str], list[str]]:
         if role_key in turn and (not isinstance(role, str) or ROLES.get(role) != number % 2):
             raise ValueError(f"turn {number + 1} is by {short_repr(role)}; human and gpt must "
                              "alternate")
-        check_media_keys(turn, (role_key, text_key))
+        check_media_keys(turn, (role_key, text_key), has_pictures=bool(media_names(row)))
         texts.append(turn_text(turn[text_key], number, names))
     if not turns or len(turns) % 2:
         raise ValueError(f"{len(turns)} turns; human and gpt must come in pairs")
@@ -220,9 +248,10 @@ def part_text(part: object, names: list[str]) -> str:
     """A content part, {"type": "text" or "image" or "video", ..} -> its text or placeholder."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        check_media_keys(part, ("type", "text"), has_pictures=False)
         return part["text"]
     if kind in ("image", "video"):
-        check_media_keys(part, (kind,))
+        check_media_keys(part, ("type", kind), has_pictures=bool(part.get(kind)))
         names += names_of(part.get(kind) or [])
         return f"<{kind}>"
     raise ValueError("a part of a content must be {\"type\": \"text\", \"text\"} or {\"type\": "
@@ -249,10 +278,9 @@ def substitute_refs(texts: list[str], objects: dict) -> tuple[list[str], tuple[B
 
 
 def four_numbers(box: list) -> Box:
-    if not isinstance(box, list) or len(box) != 4 or not all(
-            type(side) in (int, float) and abs(side) < 1e15 for side in box):   # False for a NaN
+    if not isinstance(box, list) or len(box) != 4:
         raise ValueError(f"a box must be four numbers, not {short_repr(box)}")
-    return tuple(box)
+    return tuple(map(to_number, box))
 
 
 # ---- SkyEye-968k: its files ----------------------------------------------------------------------
@@ -344,6 +372,7 @@ FIELD_ALIASES = {
     "phrase": ("phrase", "label", "name", "text", "caption"),
     "box": ("bbox", "bboxes", "box", "boxes", "answer", "ground_truth"),
 }
+SKYEYE_KEYS = {"task", "type", "id"}.union(*FIELD_ALIASES.values())
 
 
 def required_fields(row: dict | tuple, task: str) -> tuple[str, ...]:
@@ -373,6 +402,8 @@ def skyeye_sample(row: dict, task: str) -> dict:
         raise ValueError(f"unknown task {short_repr(task)}")
     if "conversations" in row:
         return conversation_sample(row, "")
+    if not row.keys() <= SKYEYE_KEYS:
+        check_media_keys(row, SKYEYE_KEYS, has_pictures=True)
     image, *values = [row[name] for name in field_names(tuple(row), task)]
     images = skyeye_images(image)
     kind, boxes = "", ()

@@ -24,7 +24,6 @@ DIOR-RSVG and RSVG: one VOC XML a picture, and split files of running object num
     FOLDER/JPEGImages/            the pictures; or images/
     FOLDER/{train,val,test}.txt   numbers of objects, over all XML files in sorted order
 """
-import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
@@ -55,10 +54,10 @@ from support.readers.common import (
 # ---- objects -> samples --------------------------------------------------------------------------
 
 def checked_box(*corners: float | str) -> Box:
-    """x1, y1, x2, y2 as numbers. ValueError: they are no box."""
-    x1, y1, x2, y2 = (float(to_number(corner)) if math.isfinite(float(corner)) else float(corner)
-                      for corner in corners)
-    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
+    """x1, y1, x2, y2 as numbers. ValueError: they are no box. Corners may be in another order,
+    which `python data.py --check` notes and what uses the box puts right."""
+    x1, y1, x2, y2 = (float(to_number(corner)) for corner in corners)
+    if x1 == x2 or y1 == y2:
         raise ValueError(f"no box: x {x1:g} to {x2:g}, y {y1:g} to {y2:g}")
     return x1, y1, x2, y2
 
@@ -159,6 +158,8 @@ def coco_object(row: dict, classes: dict[int, str]) -> tuple[str, Box]:
     if not isinstance(row["bbox"], list):
         raise ValueError(f"a bbox must be four numbers, not {short_repr(row['bbox'])}")
     x, y, width, height = map(to_number, row["bbox"])
+    if width <= 0 or height <= 0:
+        raise ValueError(f"no box: a width of {width:g} and a height of {height:g}")
     name = lookup(classes, "category", row["category_id"])
     return name, checked_box(x, y, x + width, y + height)
 
@@ -198,7 +199,7 @@ def read_voc_file(place: Path, file: Path) -> tuple[str, list[tuple[str, Box]]]:
     objects = []
     for number, item in enumerate(root.iter("object"), start=1):
         with error_context(f"object {number}"):
-            objects.append((element_text(item, "name"), checked_box(*bndbox(item))))
+            objects.append((element_text(item, "name"), bndbox(item)))
     return find_picture(place, VOC_FOLDERS, element_text(root, "filename")), objects
 
 
@@ -210,9 +211,8 @@ def element_text(element: ElementTree.Element, name: str) -> str:
 
 
 def bndbox(item: ElementTree.Element) -> Box:
-    x1, y1, x2, y2 = (float(element_text(item, f"bndbox/{name}"))
-                      for name in ("xmin", "ymin", "xmax", "ymax"))
-    return x1, y1, x2, y2
+    return checked_box(*(element_text(item, f"bndbox/{name}")
+                         for name in ("xmin", "ymin", "xmax", "ymax")))
 
 
 # ---- DIOR-RSVG -----------------------------------------------------------------------------------
@@ -290,7 +290,6 @@ def read_label_file(file: Path) -> Iterator[tuple[str, Box]]:
         with error_context(f"line {number}"):
             if len(fields) not in (9, 10):
                 raise ValueError(f"not 8 numbers, class and difficult: {line[:60]!r}")
-            x, y = [float(v) for v in fields[0:8:2]], [float(v) for v in fields[1:8:2]]
-            if not all(map(math.isfinite, x + y)):      # min and max pass over a NaN
-                raise ValueError(f"not 8 numbers, class and difficult: {line[:60]!r}")
+            numbers = list(map(to_number, fields[:8]))
+            x, y = numbers[0::2], numbers[1::2]
             yield fields[8], checked_box(min(x), min(y), max(x), max(y))

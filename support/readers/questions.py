@@ -28,7 +28,7 @@ AID, NWPU-RESISC45, RSSCN7, UC Merced: one folder a class, asked with the paper'
 """
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from support.common import read_json
 from support.images.common import PICTURE_SUFFIXES
@@ -41,6 +41,7 @@ from support.readers.common import (
     is_hidden,
     list_pictures,
     lookup,
+    name_inside,
     portable_name,
     read_head,
     read_lines,
@@ -170,7 +171,10 @@ def read_rsivqa(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
             folder = rsivqa_folder(place, file)
             path_of = index_pictures(place, folder)
             for name, sample in read_question_lines(file, errors):
-                yield sample | {"images": [path_of.get(name, f"{folder}/{name}")]}
+                key = name_key(name_inside(place, name))
+                if key not in path_of:
+                    path_of[key] = find_picture(place, [folder], name)
+                yield sample | {"images": [path_of[key]]}
 
 
 def rsivqa_folder(place: Path, file: Path) -> str:
@@ -195,10 +199,17 @@ def pictures_below(folder: Path) -> Iterator[Path]:
 
 
 def index_pictures(place: Path, folder: str) -> dict[str, str]:
-    """Names and stems of all pictures in a folder -> their paths; a name wins over a stem."""
+    """Keys of the names, and stems, of all pictures in a folder -> their paths; a name wins over a
+    stem."""
     paths = sorted(pictures_below(place / folder))
-    path_of = {path.stem: path for path in paths} | {path.name: path for path in paths}
+    path_of = {path.stem: path for path in paths} | {name_key(path.name): path for path in paths}
     return {name: path.relative_to(place).as_posix() for name, path in path_of.items()}
+
+
+def name_key(name: str) -> str:
+    """The name with its suffix in small letters: 1.TIF is 1.tif."""
+    suffix = PurePath(name).suffix
+    return name.removesuffix(suffix) + suffix.lower()
 
 
 # ---- FloodNet ------------------------------------------------------------------------------------
@@ -221,7 +232,8 @@ def read_floodnet(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     A test file whose answers are withheld has rows without "Ground_Truth", which are errors.
     """
     prefix = FLOODNET_SPLITS.get(split, split)
-    file = next((file for file in floodnet_files(place) if file.name.startswith(prefix)), None)
+    file = next((file for file in floodnet_files(place)
+                 if file.name.lower().startswith(prefix.lower())), None)
     if file is None:
         raise ValueError(f"{place}: no file Questions/{prefix}*Question.json")
     folders = [f"{parent}{prefix}{suffix}" for parent in ("Images/", "")
@@ -282,8 +294,9 @@ def read_class_folder(place: Path, split: str, errors: list[str]) -> Iterator[di
                  for name in list_pictures(place / folder)]
     for source, name in names:
         folder = name.split("/")[0]
-        if folder in classes:
-            yield {"images": [name], "turns": ((question, classes[folder]),), "task": "scene",
-                   "kind": "scene", "source": str(place / name)}
-        else:
+        if folder not in classes:
             errors.append(f"{source}: {name} is in none of the class folders")
+            continue
+        with skip_bad_row(source, errors):
+            yield {"images": [find_picture(place, ["."], name)], "task": "scene", "kind": "scene",
+                   "turns": ((question, classes[folder]),), "source": str(place / name)}
