@@ -1,4 +1,5 @@
 """Tasks and regions in a question are understood; boxes of an answer get pictures and names."""
+import contextlib
 import math
 import time
 
@@ -91,7 +92,18 @@ def test_a_region_that_cannot_be_read_is_an_error():
     ("[100, 146, 182, 238]", "{<19><57><35><92>}"), ("(100,146,182,238)", "{<19><57><35><92>}"),
     ("[0.2, 0.3, 0.36, 0.47]", "{<20><30><36><47>}"), ("0.2 0.3 0.36 0.47", "{<20><30><36><47>}"),
     ("{<12.5><30><55><70.9>}", "{<12><30><55><70>}"),
-    ("{<0.12><0.3><0.55><0.7>}", "{<12><30><55><70>}")])
+    ("{<0.12><0.3><0.55><0.7>}", "{<12><30><55><70>}"),
+    ("\uff3b\uff11\uff10\uff10\uff0c\uff11\uff14\uff16\uff0c182\uff0c238\uff3d",
+     "{<19><57><35><92>}"),
+    ("\u3010100\u3001146\u3001182\u3001238\u3011", "{<19><57><35><92>}"),
+    ("\uff08100\uff0c146\uff0c182\uff0c238\uff09", "{<19><57><35><92>}"),
+    ("\uff5b<12><\uff13\uff10><55><70>\uff5d", "{<12><30><55><70>}"),
+    ("(100, 146), (182, 238)", "{<19><57><35><92>}"),
+    ("(100 146) to (182 238)", "{<19><57><35><92>}"),
+    ("[[100,146],[182,238]]", "{<19><57><35><92>}"), ("[182, 238, 100, 146]", "{<19><57><35><92>}"),
+    ("100px 146px 182px 238px", "{<19><57><35><92>}"), ("100 146 182 238 PX", "{<19><57><35><92>}"),
+    ("100 px, 146 px, 182 px, 238 px", "{<19><57><35><92>}"),
+    ("[+100, +146, +182, +238]", "{<19><57><35><92>}")])
 def test_decimals_fractions_and_brackets_are_regions(written, wanted):
     for question in ("[identify] what is it in {}", "what is in {} ?", "{} : what is it"):
         assert regions_to_text(question.replace("{}", written), (512, 256)) == question.replace(
@@ -101,7 +113,10 @@ def test_decimals_fractions_and_brackets_are_regions(written, wanted):
 @pytest.mark.parametrize("written", [
     "-5 10 50 60 px", "\u22125 10 50 60 px", "[-5, 10, 50, 60]", "[100, 146, 182, 300]",
     "-0.1 0.2 0.3 0.4", "{<-1><2><3><4>}", "{<1><2><3><100.5>}", "{<a><2><3><4>}",
-    "100,5 146,2 182,0 238,0 px", "{12, 30, 55, 70}", "100.5 146.2 182.0 238.0"])
+    "100,5 146,2 182,0 238,0 px", "{12, 30, 55, 70}", "100.5 146.2 182.0 238.0",
+    "[\u20135, 10, 50, 60]", "\uff0d5 10 50 60 px", "[10%, 20%, 30%, 40%]", "10 % 20 % 30 % 40 %",
+    "<10><20><30><40>", "{<10>,<20>,<30>,<40>}", "[100, 146, 100, 238]", "[0, 0, 0, 0]",
+    "[100.5, 146, 600, 238]", "(100, 146), (182, 300)", "{<10><20><30><\uff11\uff10\uff11>}"])
 def test_a_region_that_is_outside_or_unclear_is_refused_and_never_dropped(written):
     for question in ("[identify] what is it in {}", "what is in {} ?"):
         with pytest.raises(UserError) as error:
@@ -109,17 +124,30 @@ def test_a_region_that_is_outside_or_unclear_is_refused_and_never_dropped(writte
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("written", [
+    "x1=100 y1=146 x2=182 y2=238", "100/146/182/238", "100x146 182x238", "[1e2, 146, 182, 238]",
+    "[100, 146, 182]", "<box>100 146 182 238</box>", "[nan, 146, 182, 238]",
+    "bbox: 100 146 182 238"])
+def test_the_region_of_identify_is_never_lost_however_it_is_written(written):
+    with pytest.raises(UserError, match="a region is"):
+        regions_to_text(f"[identify] what is it in {written}", (512, 256))
+
+
 def test_other_numbers_in_a_question_are_left_alone():
     for question in ("in 1999 2000 2001 2002 there", "[1, 2, 3, 4, 5]", "1.5 2.5 3.5 4.5 5.5",
-                     "[vqa] are there 3 or 4 ?"):
+                     "[vqa] are there 3 or 4 ?",
+                     "\uff11\uff19\uff19\uff19\uff0c2000\uff0c2001\uff0c2002?",
+                     "10% of (1, 2)", "\u8fd9\u662f\u4ec0\u4e48\uff0c\u5728\u54ea\uff1f"):
         assert regions_to_text(question, (512, 256)) == question
 
 
 def test_long_lines_are_read_in_time():
     for text in ("1" * 100_000, "1 " * 50_000, "1 2 3 4" + " " * 100_000, "1.1" * 40_000,
-                 "[ " * 50_000, "{<" * 50_000):
+                 "[ " * 50_000, "{<" * 50_000, "(1,1" * 25_000, "1px " * 25_000, "1% " * 30_000,
+                 "<1" * 50_000):
         start = time.perf_counter()
-        regions_to_text(text, (512, 256))
+        with contextlib.suppress(UserError):
+            regions_to_text(text, (512, 256))
         assert time.perf_counter() - start < 1
 
 

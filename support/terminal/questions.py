@@ -7,7 +7,7 @@ numbers, no model.
 """
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -94,28 +94,43 @@ def sampling_for(question: str, sampling: Mapping) -> dict:
 REGION_FORMS = ("{<12><30><55><70>} in hundredths of the sides, 120 80 300 260 px or "
                 "[120, 80, 300, 260] in pixels, or [0.12, 0.3, 0.55, 0.7] in parts of the sides")
 
-NUMBER = r"[-\u2212]?(?:\d+(?:\.\d*)?|\.\d+)"
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)"
+UNIT = r"(?i:px|pix|pixels?)\b"
 REGION = re.compile(                    # four numbers in a row or more, which are refused
-    rf"(?P<open>[\[({{]\s*)?(?<![\w.\u2212-])(?P<numbers>{NUMBER}(?:(?:\s*[,;]\s*|\s+){NUMBER}){{3,}})"
-    r"(?![\d.]*\d)(?:\s*(?P<close>[\])}]))?(?:\s*(?P<unit>px|pixels?)\b)?")
+    rf"(?P<open>[\[({{]\s*)?(?<![\w.+-])(?P<numbers>{NUMBER}(?:(?:\s*[,;]\s*|\s+){NUMBER}){{3,}})"
+    rf"(?![\d.]*\d)(?:\s*(?P<close>[\])}}]))?(?:\s*(?P<unit>{UNIT}))?")
 BRACKETS = {None: None, "[": "]", "(": ")", "{": "}"}
+# (100, 146), (182, 238) and 100 px, 146 px, 182 px, 238 px
+POINT = rf"[\[(]\s?({NUMBER})\s?[,;\s]\s?({NUMBER})\s?[\])]"
+CORNERS = re.compile(rf"[\[(]?{POINT}\s?(?:[,;-]|to|and)?\s?{POINT}[\])]?(\s?{UNIT})?")
+WITH_UNITS = re.compile(rf"(?<![\w.])({NUMBER})" + rf"\s?{UNIT}[,;]?\s?({NUMBER})" * 3
+                        + rf"(\s?{UNIT})")
 WRITTEN_BOX = re.compile(r"\{\s*<[^{}]*>\s*\}")                # whether or not it can be read
-PERCENT_REGION = re.compile(rf"{NUMBER}\s*%(?:[,;\s]\s*{NUMBER}\s*%){{3}}", re.ASCII)
+PERCENT_REGION = re.compile(rf"(?<![\w.]){NUMBER}\s*%(?:[,;\s]\s*{NUMBER}\s*%){{3}}", re.ASCII)
+WITHOUT_BRACES = re.compile(rf"(?:<\s?{NUMBER}\s?>\s?){{4}}")
+# What stands for the same signs elsewhere, each one letter: full-width forms, dashes.
+PLAIN_SIGNS = str.maketrans(
+    {0xff01 + i: chr(0x21 + i) for i in range(94)}
+    | dict(zip("\u3010\u3011\u3001\u2212\u2013\u3000", "[],-- ", strict=True)))
 BOX_NUMBERS = re.compile(r"\{\s*" + r"\s*".join([rf"<\s*({NUMBER})\s*>"] * 4) + r"\s*\}", re.ASCII)
 
 
 def regions_to_text(question: str, size: tuple[int, int] | None, pad: bool = False) -> str:
     """`120 80 300 260 px` (left, top, right, bottom) -> `{<23><15><58><50>}` in 512 x 512.
 
-    Decimals may stand in every form. Without a unit, four numbers in [] or () are pixels, or parts
-    of the sides where none is over 1; without either they are a region only in parts of the sides.
+    Decimals and full-width signs may stand in every form. Without a unit, four numbers in [] or (),
+    or two points, are pixels, or parts of the sides where none is over 1; without either they are a
+    region only in parts of the sides.
     size: width and height of the first picture, None without one; pad: as in data.encode_box.
     UserError: the region cannot be read, or does not lie in the picture.
     """
-    question = WRITTEN_BOX.sub(read_written_box, question)
+    question = sub_plain(WRITTEN_BOX, read_written_box, question)
+    for form in (CORNERS, WITH_UNITS):
+        question = sub_plain(form, four_in_brackets, question)
+    refuse_unread(question)
     is_identify = task_of(question) == "identify" and not BOX.search(question)
 
-    def encode(match: re.Match) -> str:
+    def encode(match: re.Match) -> str | None:
         text, unit, written = match[0].strip()[:80], match["unit"], match["numbers"]
         numbers = [read_number(number) for number in re.findall(NUMBER, written)]
         opening = match["open"] and match["open"].strip()
@@ -128,7 +143,7 @@ def regions_to_text(question: str, size: tuple[int, int] | None, pad: bool = Fal
             all_decimals = len(numbers) == 4 and written.count(".") == 4
             if unit or is_identify or in_braces or all_decimals:
                 raise UserError(f"{text}: a region is {REGION_FORMS}")
-            return match[0]
+            return None
         if size is None:
             raise UserError(f"{text}: a region in pixels needs a picture; name one")
         if in_parts:
@@ -136,18 +151,48 @@ def regions_to_text(question: str, size: tuple[int, int] | None, pad: bool = Fal
         if min(numbers) < 0 or max(numbers[::2]) > size[0] or max(numbers[1::2]) > size[1]:
             raise UserError(f"{text}: not in a picture of {size[0]} x {size[1]} pixels; a region "
                             f"is {REGION_FORMS}")
+        if numbers[0] == numbers[2] or numbers[1] == numbers[3]:
+            raise UserError(f"{text}: a region without area; a region is {REGION_FORMS}")
         before = "" if closed or opening is None else match["open"]
         after = "" if closed or match["close"] is None else match["close"]
         return before + encode_box(tuple(numbers), *size, pad) + after
 
-    question = REGION.sub(encode, question)
-    if is_identify and (found := PERCENT_REGION.search(question)):
-        raise UserError(f"{found[0][:80]}: a region is {REGION_FORMS}")
+    question = sub_plain(REGION, encode, question)
+    if is_identify and not BOX.search(question):
+        if len(re.findall(r"\d+(?:\.\d+)?", question)) > 2:    # one that is written in another way
+            raise UserError(f"{question[:80]}: a region is {REGION_FORMS}")
     return question
 
 
+def sub_plain(pattern: re.Pattern, replace: Callable[[re.Match], str | None], text: str) -> str:
+    """pattern.sub(replace, text) on the text with plain signs; where `replace` returns None, and
+    between the matches, the text stays as it is."""
+    plain, pieces, end = text.translate(PLAIN_SIGNS), [], 0
+    for match in pattern.finditer(plain):
+        new = replace(match)
+        if new is not None:
+            pieces += [text[end:match.start()], new]
+            end = match.end()
+    return "".join([*pieces, text[end:]])
+
+
+def four_in_brackets(match: re.Match) -> str:
+    """Two points, or numbers with a unit each -> [x1, y1, x2, y2], with a unit if they have one."""
+    *numbers, unit = match.groups()
+    return f"[{', '.join(numbers)}]{unit or ''}"
+
+
+def refuse_unread(question: str) -> None:
+    """UserError for a region in percent, or in <> without braces."""
+    plain = question.translate(PLAIN_SIGNS)
+    unread = [match for match in WITHOUT_BRACES.finditer(plain)
+              if not plain[:match.start()].rstrip()[-1:] == "{"]
+    if found := next(iter(unread), None) or PERCENT_REGION.search(plain):
+        raise UserError(f"{found[0][:80]}: a region is {REGION_FORMS}")
+
+
 def read_number(text: str) -> float:
-    return float(text.replace("\u2212", "-"))              # the minus sign of typography
+    return float(text.translate(PLAIN_SIGNS))
 
 
 def read_written_box(match: re.Match) -> str:
