@@ -397,6 +397,59 @@ def test_a_png_whose_exif_chunk_has_a_wrong_checksum_is_shown(tmp_path):
     assert "damaged" in read_picture(path).note and read_header(str(path)) == (53, 37, "")
 
 
+def chunk(name, data, wrong=0):
+    """A PNG's chunk; wrong: what its checksum is changed by."""
+    check = zlib.crc32(name + data) ^ wrong
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+
+DAMAGED_CHUNKS = {
+    "length of pHYs": chunk(b"pHYs", b"\0"), "length of gAMA": chunk(b"gAMA", b""),
+    "length of cHRM": chunk(b"cHRM", b"1"), "length of sRGB": chunk(b"sRGB", b""),
+    "profile": chunk(b"iCCP", b"x\0\7garbage"), "checksum": chunk(b"iCCP", b"x\0\0x", wrong=1),
+    "text": chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(80_000_000))),
+    "text's checksum": chunk(b"tEXt", b"a\0b", wrong=1), "animation": chunk(b"acTL", b"\0"),
+    "frame": chunk(b"fcTL", b"\0\0"), "XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0garbage")}
+
+
+@pytest.mark.parametrize("place", [33, -12])                # behind its size, before its end
+@pytest.mark.parametrize("name", DAMAGED_CHUNKS)
+def test_a_png_is_shown_whatever_is_damaged_beside_its_pixels(tmp_path, name, place):
+    path = save(tmp_path / "a.png", BYTES)
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + DAMAGED_CHUNKS[name] + data[place:])
+    assert (shown(path) == BYTES).all() and read_header(str(path)) == (53, 37, "")
+    deep = save_png16(tmp_path / "b.png", (scene() * 60_000).astype(np.uint16))
+    truth, data = shown(deep), deep.read_bytes()
+    deep.write_bytes(data[:place] + DAMAGED_CHUNKS[name] + data[place:])
+    assert (shown(deep) == truth).all()
+
+
+def segment(marker, content):
+    return bytes([255, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+@pytest.mark.parametrize("damaged", [
+    segment(0xe0, b"JFIF\0"), segment(0xee, b"Adobe\0"), segment(0xe1, b"Exif\0\0II*\0\xff"),
+    segment(0xe1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta <<<"), segment(0xe2, b"MPF\0garbage"),
+    segment(0xe2, b"ICC_PROFILE\0\0\0"), segment(0xe2, b"ICC_PROFILE\0\1\3x"),
+    segment(0xed, b"Photoshop 3.0\x008BIM\4\4\xff\xff\xff")], ids=lambda data: str(data[4:12]))
+def test_a_jpeg_is_shown_whatever_is_damaged_beside_its_pixels(tmp_path, damaged):
+    path = save(tmp_path / "a.jpg", BYTES)
+    truth, data = shown(path), path.read_bytes()
+    path.write_bytes(data[:2] + damaged + data[2:])
+    assert (shown(path) == truth).all() and read_header(str(path)) == (53, 37, "")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_filled_up_behind_where_it_was_cut_off_is_refused(tmp_path, progressive):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(BYTES).save(path, progressive=progressive)
+    data = path.read_bytes()
+    path.write_bytes(data[:len(data) * 2 // 3] + bytes(5000))
+    assert "cut off" in refusal(path) and "cut off" in read_header(str(path)).fault
+
+
 def test_the_exif_of_a_png_may_come_behind_its_pixels(tmp_path):
     exif = Image.Exif()
     exif[274] = 6

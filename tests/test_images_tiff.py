@@ -238,7 +238,8 @@ def test_81_million_pixels_are_read_in_bounded_memory(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "nan", "NaN", "-nan", "nan(ind)", "-nan(ind)", "NaNQ", "1.#QNAN", "-1.#IND", "1.#SNAN",
-    "-1.#IND00", "1,#QNAN0", "1.#INF", "-1.#INF", "inf", "-Infinity"])
+    "-1.#IND00", "1,#QNAN0", "1.#INF", "-1.#INF", "inf", "-Infinity", "1.#J", "-1.#QNB", "1.#R",
+    "-1.$", "\"1.#QNAN\""])
 def test_what_means_nan_or_infinite_as_no_data_is_no_number(tmp_path, text):
     assert np.isnan(parse_nodata(text)[0]) and parse_nodata(text)[1] == ""
     truth = np.full((30, 40), 1, np.float32)
@@ -271,19 +272,52 @@ def test_a_no_data_value_that_is_no_number_is_noted(tmp_path, text):
 SMALL = BYTES[::4, ::4]
 
 
-@pytest.mark.parametrize("kind", [1, 3])
+@pytest.mark.parametrize("kind", [1, 3, 4, 5])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_thumbnail_before_the_picture_is_not_shown(tmp_path, kind, dtype):
     tifffile = pytest.importorskip("tifffile")
     truth = BYTES.astype(dtype) * (1 if dtype == np.uint8 else 9)
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as file:
-        file.write(SMALL.astype(dtype), photometric="rgb", subfiletype=kind)
+        file.write(SMALL.astype(dtype), photometric="rgb", subfiletype=1)
         file.write(truth, photometric="rgb")
+    marked, data = struct.pack("<HHII", 254, 4, 1, 1), path.read_bytes()
+    assert data.count(marked) == 1
+    path.write_bytes(data.replace(marked, struct.pack("<HHII", 254, 4, 1, kind)))
     picture = read_picture(path)
     assert picture.size == (53, 37) and picture.note.startswith("page 2 is shown")
     assert correlation(np.array(picture.image), truth) > 0.99
     assert read_header(str(path)) == (53, 37, "") and "page 2" in read_note(str(path))
+
+
+def test_a_thumbnail_in_the_old_way_of_marking_is_not_shown(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(SMALL, photometric="rgb", extratags=[(255, 3, 1, 2, True)])
+        file.write(BYTES, photometric="rgb")
+    assert (shown(tmp_path / "a.tif") == BYTES).all()
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_page_whose_picture_lies_below_it_is_refused_and_never_shown_instead(tmp_path, kind):
+    """As a DNG has its thumbnail; pages below that are smaller are overviews."""
+    tifffile = pytest.importorskip("tifffile")
+    for name, above, below in (("a.tif", SMALL, BYTES), ("b.tif", BYTES, SMALL)):
+        with tifffile.TiffWriter(tmp_path / name) as file:
+            file.write(above, photometric="rgb", subifds=1, subfiletype=kind * (name == "a.tif"))
+            file.write(below, photometric="rgb")
+    assert "53 x 37 pixels below it" in refusal(tmp_path / "a.tif")
+    assert "SubIFDs" in read_header(str(tmp_path / "a.tif")).fault
+    assert (shown(tmp_path / "b.tif") == BYTES).all() and not read_picture(tmp_path / "b.tif").note
+
+
+def test_a_larger_page_behind_an_unmarked_one_is_noted(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for array in (SMALL, SMALL, BYTES):
+            file.write(array, photometric="rgb")
+    note = "page 1 is shown, page 3 is larger"
+    assert read_picture(tmp_path / "a.tif").note == note == read_note(str(tmp_path / "a.tif"))
 
 
 def test_of_reduced_pages_alone_the_largest_is_shown(tmp_path):

@@ -241,26 +241,58 @@ def codestream_start(file: BinaryIO) -> int:
 
 # ---- what is damaged beside the pixels -----------------------------------------------------------
 
-KEPT_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-MAX_REPAIRED = 2**28                # bytes of a PNG that is held in memory without its other chunks
+MAX_REPAIRED = 2**28                # bytes of a file that is held in memory without its extras
 
 
-def png_without_extras(path: str | Path) -> io.BytesIO | None:
-    """The PNG with only the chunks that its pixels need; None where it has no others.
+def without_extras(path: str | Path) -> io.BytesIO | None:
+    """A JPEG or PNG with only what its pixels need; None where it has nothing else, or is another
+    format.
 
     For one that cannot be opened: the fault may lie in its texts, its EXIF, its color profile.
     """
     with open(path, "rb") as file:
-        if file.read(8) != b"\x89PNG\r\n\x1a\n" or file_size(file) > MAX_REPAIRED:
+        head = file.read(8)
+        if file_size(file) > MAX_REPAIRED:
             return None
-        chunks = list(png_chunks(file))
-        kept = [chunk for chunk in chunks if chunk.name in KEPT_CHUNKS]
-        if len(kept) == len(chunks):
-            return None
-        result = io.BytesIO(b"\x89PNG\r\n\x1a\n")
-        result.seek(8)
-        for chunk in kept:
-            file.seek(chunk.start - 8)
-            result.write(file.read(chunk.length + 12))
-        result.seek(0)
-        return result
+        if head == PNG_HEAD:
+            return png_without_extras(file)
+        return jpeg_without_extras(file) if head.startswith(b"\xff\xd8\xff") else None
+
+
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+KEPT_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+
+
+def png_without_extras(file: BinaryIO) -> io.BytesIO | None:
+    chunks = list(png_chunks(file))
+    names = [chunk.name for chunk in chunks]
+    first = names.index(b"IDAT") if b"IDAT" in names else 0
+    kept = [chunk for i, chunk in enumerate(chunks)         # behind the pixels tRNS means nothing
+            if chunk.name in KEPT_CHUNKS or chunk.name == b"tRNS" and i < first]
+    if len(kept) == len(chunks):
+        return None
+    pieces = [PNG_HEAD]
+    for chunk in kept:
+        file.seek(chunk.start - 8)
+        pieces.append(file.read(chunk.length + 12))
+    return io.BytesIO(b"".join(pieces))
+
+
+ADOBE = 0xee                        # its segment, if whole, says what the colors are
+
+
+def jpeg_without_extras(file: BinaryIO) -> io.BytesIO | None:
+    """Without application segments and comments."""
+    pieces, is_same = [b"\xff\xd8"], True
+    for marker, start, length in jpeg_segments(file):
+        file.seek(start)
+        content = file.read(length)
+        is_extra = 0xe0 <= marker <= 0xef or marker == 0xfe
+        if is_extra and not (marker == ADOBE and content[:5] == b"Adobe" and length >= 12):
+            is_same = False
+        else:
+            pieces.append(b"\xff" + bytes([marker]) + (length + 2).to_bytes(2, "big") + content)
+        if marker == 0xda:
+            pieces.append(file.read())
+        file.seek(start + length)
+    return None if is_same else io.BytesIO(b"".join(pieces))

@@ -47,9 +47,9 @@ from support.images.common import (
 from support.images.ends import (
     is_complete,
     png_chunks,
-    png_without_extras,
     read_gif_frames,
     scans_are_separate,
+    without_extras,
 )
 from support.images.tags import (
     DAMAGED_EXIF,
@@ -93,7 +93,14 @@ def read_stored(path: str | Path, bands: tuple[int, ...], min_side: int, most: i
     """-> the picture as it is stored, not turned yet, and its EXIF orientation."""
     tiff = read_tiff_info(path)
     if tiff is None:
-        return read_with_pillow(path, None, bands, min_side, most)
+        try:
+            return read_with_pillow(path, None, bands, min_side, most)
+        except PictureError:
+            raise
+        except Exception:       # the fault may lie behind the pixels, in what they do not need
+            if without_extras(path) is None:
+                raise
+            return read_with_pillow(path, None, bands, min_side, most, repair=True)
     check_size(tiff.size)
     if missing := read_missing(path):
         raise PictureError(f"{missing}; is the file complete?" * (missing != NO_PIXELS)
@@ -120,9 +127,11 @@ def read_with_tifffile(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...],
 
 
 def read_with_pillow(path: str | Path, tiff: TiffInfo | None, bands: tuple[int, ...],
-                     min_side: int, most: int) -> tuple[Picture, int]:
-    """tiff: its tags, where the file is one."""
-    with open_picture(path, tiff) as image:
+                     min_side: int, most: int, repair: bool = False) -> tuple[Picture, int]:
+    """tiff: its tags, where the file is one. repair: as of open_picture."""
+    with open_picture(path, tiff, repair=repair) as image:
+        if image.format in ("JPEG", "MPO") and not is_complete(path, image):
+            raise PictureError(CUT_OFF)         # Pillow fills up what is followed by other bytes
         orientation, exif_note = read_orientation(image, path, tiff)
         note_of_file = join_notes(image.info.get(NOTE_KEY, ""), exif_note)
         size, factor = image.size, reduction_factor(image.size, most)
@@ -149,18 +158,25 @@ def read_with_pillow(path: str | Path, tiff: TiffInfo | None, bands: tuple[int, 
 # ---- opening -------------------------------------------------------------------------------------
 
 NOTE_KEY = "note of open_picture"               # in `info` of an open picture
+CUT_OFF = "cut off at its end; is the file complete?"
 
 
 def open_picture(path: str | Path, tiff: TiffInfo | None = None,
-                 formats: Iterable[str] = PILLOW_FORMATS) -> Image.Image:
-    """Nothing but these formats, or a TIFF whose tags are known, is tried. Decodes no pixel."""
+                 formats: Iterable[str] = PILLOW_FORMATS, repair: bool = False) -> Image.Image:
+    """Nothing but these formats, or a TIFF whose tags are known, is tried. Decodes no pixel.
+
+    Of a JPEG or PNG that cannot be opened, or with `repair`, what its pixels do not need (texts,
+    EXIF, color profile) is left out, with a note in `info`.
+    """
     try:
-        image = Image.open(path, formats=("TIFF",) if tiff else tuple(formats))
-    except UnidentifiedImageError:
-        repaired = None if tiff or "PNG" not in formats else png_without_extras(path)
-        if repaired is None:
+        if not repair:
+            image = Image.open(path, formats=("TIFF",) if tiff else tuple(formats))
+    except Exception:                           # each chunk or segment has errors of its own kind
+        repair = tiff is None and "PNG" in formats
+        if not repair or without_extras(path) is None:
             raise
-        image = Image.open(repaired, formats=("PNG",))
+    if repair:
+        image = Image.open(without_extras(path), formats=("JPEG", "PNG"))
         image.info[NOTE_KEY] = f"{DAMAGED_EXIF} or its texts are: not used, not turned"
     if tiff and tiff.page:
         image.seek(tiff.page)
@@ -331,7 +347,7 @@ def deep_png(image: Image.Image, path: str | Path, step: int) -> np.ndarray | No
     if raw_mode not in LOW_BYTES:
         return None
     values = every_nth(image, step).astype(np.float32) * 256
-    with open_picture(path, formats=("PNG",)) as again:
+    with open_picture(path, formats=("PNG",), repair=NOTE_KEY in image.info) as again:
         again.tile = [(name, box, offset, LOW_BYTES[raw_mode])]
         values += every_nth(again, step)
     if values.shape[2] == 4:

@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,10 +20,10 @@ SUBFILE_TAG, OLD_SUBFILE_TAG, WIDTH_TAG, HEIGHT_TAG, BITS_TAG = 254, 255, 256, 2
 COMPRESSION_TAG, PHOTOMETRIC_TAG, BANDS_TAG, ROWS_TAG, PLANAR_TAG = 259, 262, 277, 278, 284
 STRIP_OFFSETS_TAG, STRIP_BYTES_TAG = 273, 279
 TILE_WIDTH_TAG, TILE_HEIGHT_TAG, TILE_OFFSETS_TAG, TILE_BYTES_TAG = 322, 323, 324, 325
-EXTRA_BANDS_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 338, 339, 42113
+SUB_PAGES_TAG, EXTRA_BANDS_TAG, SAMPLE_FORMAT_TAG, GDAL_NODATA_TAG = 330, 338, 339, 42113
 TAGS = (SUBFILE_TAG, OLD_SUBFILE_TAG, WIDTH_TAG, HEIGHT_TAG, BITS_TAG, COMPRESSION_TAG,
         PHOTOMETRIC_TAG, BANDS_TAG, ROWS_TAG, PLANAR_TAG, TILE_WIDTH_TAG, TILE_HEIGHT_TAG,
-        EXTRA_BANDS_TAG, SAMPLE_FORMAT_TAG, ORIENTATION_TAG, GDAL_NODATA_TAG)
+        SUB_PAGES_TAG, EXTRA_BANDS_TAG, SAMPLE_FORMAT_TAG, ORIENTATION_TAG, GDAL_NODATA_TAG)
 SEGMENT_TAGS = (STRIP_OFFSETS_TAG, STRIP_BYTES_TAG, TILE_OFFSETS_TAG, TILE_BYTES_TAG)
 
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3               # sample formats; 5 and 6 are complex
@@ -62,7 +62,11 @@ def read_tiff_info(path: str | Path) -> TiffInfo | None:
         if layout is None:
             return None
         page, pages = choose_page(file, layout)
-        return describe_page(pages[page], page, layout.order == "<")
+        check_sub_pages(file, layout, pages[page])
+        info = describe_page(pages[page], page, layout.order == "<")
+        if larger := find_larger_page(file, layout, pages):
+            return replace(info, note=join_notes(info.note, larger))
+        return info
 
 
 def read_missing(path: str | Path) -> str:
@@ -181,8 +185,43 @@ def choose_page(file: BinaryIO, layout: Layout) -> tuple[int, list[Page]]:
             break
     else:
         return len(pages) - 1, pages
-    areas = [number(page.tags, WIDTH_TAG, 0) * number(page.tags, HEIGHT_TAG, 0) for page in pages]
+    areas = list(map(area_of, pages))
     return areas.index(max(areas)), pages
+
+
+def area_of(page: Page) -> int:
+    return number(page.tags, WIDTH_TAG, 0) * number(page.tags, HEIGHT_TAG, 0)
+
+
+def check_sub_pages(file: BinaryIO, layout: Layout, page: Page) -> None:
+    """PictureError where a page below this one is larger: this is its thumbnail, as in a DNG."""
+    places = page.tags.get(SUB_PAGES_TAG, ())
+    for place in () if isinstance(places, str) else places[:MAX_PAGES]:
+        try:
+            below = read_tags(file, layout, int(place))
+        except PictureError:
+            continue
+        if area_of(below) > area_of(page):
+            width, height = (number(below.tags, tag, 0) for tag in (WIDTH_TAG, HEIGHT_TAG))
+            raise PictureError(f"its page is a reduced copy of one of {width} x {height} pixels "
+                               "below it (SubIFDs), which is not read; save that as a plain TIFF")
+
+
+def find_larger_page(file: BinaryIO, layout: Layout, pages: list[Page]) -> str:
+    """A note where a page behind the one that is shown, the last of `pages`, is larger."""
+    shown, page = len(pages), pages[-1]
+    met = {page.offset for page in pages}
+    for index in range(shown, MAX_PAGES):
+        if not page.next or page.next in met:
+            break
+        try:
+            page = read_tags(file, layout, page.next)
+        except PictureError:                    # the file goes on, but not in tags
+            break
+        met.add(page.offset)
+        if area_of(page) > area_of(pages[-1]) and not is_secondary(page.tags):
+            return f"page {shown} is shown, page {index + 1} is larger"
+    return ""
 
 
 def is_secondary(tags: Mapping[int, Values]) -> bool:
@@ -246,7 +285,9 @@ def exif_is_damaged(block: bytes) -> bool:
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII)
 # As C libraries print it: nan, -nan(ind), nan(0x8000), NaNQ; 1.#QNAN, -1.#IND00 on Windows.
-NAN = re.compile(r"[-+]?([qs]?nan[qs]?(\(\w*\))?|1?[.,]?#?([qs]nan|ind|nan)\d*)", re.ASCII)
+# With few digits those round to 1.#J, 1.#QNB, 1.$.
+NAN = re.compile(r"[-+]?([qs]?nan[qs]?(\(\w*\))?|1?[.,]?#?([qs]nan|ind|nan)\d*|1[.,]?#\w*|1[.,]\$)",
+                 re.ASCII)
 INFINITE = re.compile(r"[-+]?(inf(inity)?|1?[.,]?#inf\d*)", re.ASCII)
 NO_VALUE = ("", "none", "null", "nil", "n/a", "na", "#n/a", "no", "nodata", "no data", "undefined",
             "-", "--")
@@ -257,7 +298,7 @@ def parse_nodata(text: str) -> tuple[float | None, str]:
 
     Of one for each band the first counts.
     """
-    text = text.strip().lower()
+    text = text.strip().strip("\"'").strip().lower()
     if text in NO_VALUE:
         return None, ""
     first = text.split()[0]
