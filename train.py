@@ -254,8 +254,8 @@ def is_trained(name: str, config: TrainConfig) -> bool:
 # ---- data ----------------------------------------------------------------------------------------
 
 def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
-                  ratios: Sequence[float]) -> tuple[PackedDataset, list[SampleTable]]:
-    """-> the rows, and the samples of each data set.
+                  ratios: Sequence[float]) -> tuple[PackedDataset, list[SampleTable], list[str]]:
+    """-> the rows, the samples of each data set, and what is wrong with those left out.
 
     ratios: of each data set, as parse_ratios gives them; () for every row once.
     """
@@ -278,7 +278,7 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
         max_tokens=config.max_tokens, ratios=list(shares),
         bucket_size=config.batch_size * config.grad_accum * get_world_size(),
         bands=config.bands, frames=config.frames)
-    return dataset, data_sets
+    return dataset, data_sets, skipped or []
 
 
 # ---- optimizer -----------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
     parallel_model.train()
 
     # 3. Data
-    dataset, data_sets = build_dataset(config, model, tokenizer, ratios)
+    dataset, data_sets, skipped = build_dataset(config, model, tokenizer, ratios)
     schedule = BatchSchedule(dataset, config.batch_size, config.grad_accum, config.max_steps, rank,
                              world_size, config.skip_bad, device)
     sources = runs.describe_sources(data_sets, config.model, checkpoints.tokenizer_file(settings),
@@ -411,6 +411,8 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
     log = Logger(out / "log.jsonl", model, tune=config.tune, train_vit=config.train_vit,
                  every=config.log_steps, loggers=loggers,
                  peak_flops=matmul_rate(device, dtype) if rank == 0 else math.inf)
+    if not start:
+        log.add_left_out(0, skipped)
 
     # 5. The loop
     nan_guard = NaNGuard()

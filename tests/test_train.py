@@ -7,9 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import tiny
@@ -17,7 +20,9 @@ import train
 from data import collate
 from examples.miniworld import write_world
 from lora import MOE_LORA, LoRAConfig
+from pictures import save_tiff16_by_hand
 from projector import SkyEyeGPT
+from support.common import UserError
 from support.training.checkpoints import complete_checkpoints
 from train import TrainConfig, build_model, learning_rate, make_optimizer, parse_args, train_step
 
@@ -582,3 +587,68 @@ def test_a_flag_that_makes_no_sense_is_refused_by_name(flags, capsys):
     assert caught.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "error:" in line and flags[0] in line
+
+
+# ---- every kind of faulty row --------------------------------------------------------------------
+
+def write_faulty(folder):
+    """-> a file of 24 sound rows, then one of each kind that is faulty; the kinds that the start
+    finds, and those that show when a row is loaded, by the words that the log has for them."""
+    sound = [folder / f"{i}.png" for i in range(24)]
+    for i, path in enumerate(sound):
+        tiny.picture(path, seed=i)
+    content = sound[0].read_bytes()
+    (folder / "damaged.png").write_bytes(content[:200] + b"\x55" * 900 + content[1100:])
+    (folder / "cut.jpg").write_bytes(Path(tiny.picture(folder / "a.jpg")).read_bytes()[:700])
+    Image.fromarray(np.full((20, 20), np.nan, np.float32)).save(folder / "nan.tif")
+    save_tiff16_by_hand(folder / "eight.tif", np.ones((20, 20, 8)))
+    rows = [(path.name, f"is there a road {i} ?", {}) for i, path in enumerate(sound)]
+    at_start = {
+        "outside the picture": ("1.png", "<bbox> ?", {"objects": {"bbox": [[90, 90, 95, 95]]}}),
+        "not nan": ("2.png", "<bbox> ?", {"objects": {"bbox": [[math.nan, 1, 2, 3]]}}),
+        "cut.jpg: cut off": ("cut.jpg", "what ?", {}), "no such": ("gone.png", "what ?", {})}
+    later = {"over --max_tokens": ("3.png", "is " * 900, {}),
+             "damaged.png: cannot be read": ("damaged.png", "what ?", {}),
+             "nan.tif: no pixel has a value": ("nan.tif", "what ?", {}),
+             "eight.tif: 8 bands": ("eight.tif", "what ?", {})}
+    rows += [*at_start.values(), *later.values()]
+    (folder / "rows.json").write_text(json.dumps([
+        {"image": name, "conversations": [{"from": "human", "value": question},
+                                          {"from": "gpt", "value": "yes"}], **more}
+        for name, question, more in rows]))
+    return folder / "rows.json", list(at_start), list(later)
+
+
+def test_with_skip_bad_every_kind_of_faulty_row_is_named_and_a_resumed_run_is_the_same(
+        folder, tmp_path, capsys):
+    data, at_start, later = write_faulty(tmp_path)
+    shared = dict(data=(str(data),), max_steps=14, max_tokens=300, skip_bad=True, save_steps=7,
+                  stage=2)
+    assert train.train(settings(folder, output_dir=str(tmp_path / "one"), **shared)) == 0
+    named = [line for row in log(tmp_path / "one") for line in row.get("left_out", ())]
+    assert all(any(kind in line for line in named) for kind in at_start + later)
+    assert log(tmp_path / "one")[0]["step"] == 0
+    assert len(log(tmp_path / "one")[0]["left_out"]) >= len(at_start)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two/adapter.safetensors").unlink()
+    assert train.train(settings(folder, output_dir=str(tmp_path / "two"), resume="auto",
+                                **shared)) == 0
+    first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert sum(row["step"] == 0 for row in log(tmp_path / "two")) == 1
+
+
+def test_without_skip_bad_the_first_faulty_row_is_named_and_the_steps_so_far_are_saved(
+        folder, tmp_path):
+    data, at_start, later = write_faulty(tmp_path)
+    rows = json.loads(data.read_text())
+    config = settings(folder, data=(str(data),), max_steps=14, max_tokens=300, stage=2,
+                      output_dir=str(tmp_path / "out"))
+    for i, kind in enumerate([*at_start, *later]):
+        data.write_text(json.dumps([*rows[:24], rows[24 + i]]))
+        with pytest.raises(UserError) as error:
+            train.train(config)
+        assert kind in str(error.value) and "\n" not in str(error.value)
+        if (tmp_path / "out").exists():
+            assert list((tmp_path / "out").glob("checkpoint-*")) or not log(tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")

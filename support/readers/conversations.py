@@ -141,7 +141,7 @@ MEDIA_TAG = re.compile(
     re.IGNORECASE)
 
 
-def check_media_keys(row: dict, known: Iterable[str], has_pictures: bool) -> None:
+def check_media_keys(row: dict, known: Iterable[str], has_pictures: bool = True) -> None:
     """ValueError: a key looks like one of media and is none of those that are read.
 
     has_pictures: whether others are read. Then a picture's id or address beside it is no fault.

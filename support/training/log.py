@@ -7,7 +7,7 @@ is a line of log.jsonl, with "experts" for MoE-LoRA: the part of the tokens that
 tflops is what this process computes a second, mfu how large a part that is of what a matrix
 product alone reaches. A step that was skipped has "skipped": true and "rows", where its samples
 stand in the data. With --skip_bad, a step that met faulty rows has a line with "left_out", what is
-wrong with each of them.
+wrong with each of them; those that were found before the first step stand at step 0.
 """
 import json
 import math
@@ -100,9 +100,8 @@ class Logger:
         skipped; left_out: what is wrong with the rows that were.
         """
         self.count(batches)
-        if left_out:
-            self.left_out += len(left_out)
-            self.write({"step": step, "left_out": list(left_out)})
+        self.left_out += len(left_out)
+        self.add_left_out(step, left_out)
         if skipped_rows:
             self.write({"step": step, "skipped": True, "loss": loss, "norm": norm,
                         "rows": skipped_rows})
@@ -115,6 +114,11 @@ class Logger:
                               f"{speeds['samples_per_s']:.1f} samples/s mfu {speeds['mfu']:.0%}")
             self.start_time, self.counts = time.perf_counter(), Counter()
         return self.last_line
+
+    def add_left_out(self, step: int, left_out: Sequence[str]) -> None:
+        """A line that names faulty rows, if there are any; step 0: found before the first one."""
+        if left_out:
+            self.write({"step": step, "left_out": list(left_out)})
 
     def count(self, batches: Sequence[dict]) -> None:
         """Samples, tokens and pictures are taken to be as many on the other processes."""
