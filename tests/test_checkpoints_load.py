@@ -173,6 +173,19 @@ def test_a_folder_consists_of_the_files_that_its_config_names(tmp_path):
     assert same(SkyEyeGPT.from_pretrained(tmp_path), tensors)
 
 
+@pytest.mark.parametrize("names_its_files", [True, False])
+def test_what_a_mac_leaves_beside_weights_is_no_part_of_a_model(tmp_path, names_its_files):
+    folder = tiny.model_folder(tmp_path / "model")
+    wanted = SkyEyeGPT.from_pretrained(folder).state_dict()
+    for name in ("model.safetensors", "adapter.safetensors", "config.json", "a.bin"):
+        (folder / f"._{name}").write_bytes(b"\0\5\x16\7")
+    config = json.loads((folder / "config.json").read_text())
+    if not names_its_files:
+        del config["files"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert same(SkyEyeGPT.from_pretrained(folder), wanted)
+
+
 def test_a_folder_of_an_earlier_version_loads_unless_two_files_hold_the_same(tmp_path):
     tiny.model_folder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

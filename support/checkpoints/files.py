@@ -65,12 +65,17 @@ def open_checkpoint(place: str | Path) -> dict[str, LazyTensor]:
     return tensors
 
 
+def visible_files(folder: Path, pattern: str) -> list[Path]:
+    """The sorted files whose names fit a pattern; not ._NAME, which a Mac leaves beside a NAME."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def weight_files(place: Path) -> list[Path]:
     """Those that a folder's index names, or else those there are: safetensors before pickles."""
     for pattern, index in WEIGHT_FILES.items():
         if (place / index).is_file():
             return [place / name for name in index_files(place / index)]
-        found = sorted(place.glob(pattern))
+        found = visible_files(place, pattern)
         if found:
             return found
     return [place]

@@ -26,6 +26,7 @@ from support.checkpoints.files import (
     load_strict,
     open_checkpoint,
     read_json,
+    visible_files,
 )
 from support.checkpoints.names import extract_adapter, extract_llama, extract_vit
 from vit import ViT, ViTConfig, resize_positions
@@ -119,7 +120,7 @@ def read_folder(folder: Path, vit_config: ViTConfig, above: tuple[Path, ...] = (
 def folder_weights(folder: Path, config: dict) -> list[Path]:
     """The files that config.json's "files" names; all *.safetensors where it has no such entry, as
     in folders of earlier versions. ModelError: another one lies beside them."""
-    present = sorted(folder.glob("*.safetensors"))
+    present = visible_files(folder, "*.safetensors")
     files = config.get("files")
     if files is None:
         return present

@@ -302,7 +302,8 @@ def hash_weights(folder: Path) -> dict[str, str]:
 
 def weight_files(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.iterdir())
-            if file.suffix in WEIGHT_SUFFIXES or file.name == "config.json"]
+            if file.suffix in WEIGHT_SUFFIXES and not file.name.startswith(".")
+            or file.name == "config.json"]
 
 
 def base_folder(folder: Path) -> Path | None:

@@ -32,6 +32,7 @@ from support.checkpoints.files import (
     check_safetensors,
     index_files,
     read_json,
+    visible_files,
     write_json,
 )
 from support.checkpoints.names import is_adapter_name
@@ -330,8 +331,8 @@ def why_incomplete(folder: Path) -> str:
 def check_weights(folder: Path) -> None:
     """ModelError unless every *.safetensors, and each that an index names, has the length that its
     header says."""
-    names = {path.name for path in folder.glob("*.safetensors")}
-    for index in folder.glob("*.safetensors.index.json"):
+    names = {path.name for path in visible_files(folder, "*.safetensors")}
+    for index in visible_files(folder, "*.safetensors.index.json"):
         names.update(index_files(index))
     if not names:
         raise ModelError("no *.safetensors")

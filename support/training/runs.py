@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from support.checkpoints.files import ModelError, read_json, write_json
+from support.checkpoints.files import ModelError, read_json, visible_files, write_json
 from support.common import FolderLock, UserError
 from support.readers.common import SampleTable
 
@@ -118,7 +118,8 @@ def hash_model(folder: Path) -> str:
     while folder.resolve() not in seen and folder.is_dir():
         seen.add(folder.resolve())
         paths += sorted(path for path in folder.iterdir()
-                        if path.suffix in (".safetensors", ".bin", ".pth"))
+                        if path.suffix in (".safetensors", ".bin", ".pth")
+                        and not path.name.startswith("."))
         if not (folder / "config.json").is_file():
             break
         base = read_json(folder / "config.json").get("base")
@@ -160,7 +161,7 @@ def refuse_other_run(out: Path, found: Sequence[Path], run_id: str | None, overw
 
     found: its checkpoints. run_id: of the run that goes on; None for a new one.
     """
-    names = [path.name for path in found] + sorted(path.name for path in out.glob("*.safetensors"))
+    names = [path.name for path in (*found, *visible_files(out, "*.safetensors"))]
     if names and not overwrite and (run_id is None or read_run(out).get("id", "") != run_id):
         raise UserError(f"{out}: {names[-1]} of another run is there; go on with it (--resume "
                         "auto), replace it (--overwrite) or name another --output_dir")
