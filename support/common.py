@@ -30,8 +30,12 @@ Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y do
 class UserError(Exception):
     """Something the user can mend: one line that names the file or flag and says what to do.
 
-    Every script prints it and ends with exit code 2.
+    Every script prints it and ends with exit code 2. Its text may hold parts of a foreign file: it
+    is shown in one line of at most MAX_MESSAGE letters, all of which can be written.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), MAX_MESSAGE)
 
 
 # ---- flags ---------------------------------------------------------------------------------------
@@ -192,14 +196,14 @@ def read_json(file: Path):
 
 NOT_PRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 MAX_NAME_SHOWN = 1000               # letters of a name in a message
+MAX_MESSAGE = 4000
 
 
-def printable(name: object) -> str:
+def printable(name: object, most: int = MAX_NAME_SHOWN) -> str:
     """A file's name, or other foreign text, for a message: on one line, in letters that can be
-    written. The middle of one of over 1,000 letters is left out."""
+    written. The middle of one of over `most` letters is left out."""
     text = NOT_PRINTABLE.sub(lambda match: repr(match[0])[1:-1], str(name))
-    half = MAX_NAME_SHOWN // 2
-    return text if len(text) <= MAX_NAME_SHOWN else f"{text[:half]} .. {text[-half:]}"
+    return text if len(text) <= most else f"{text[:most // 2]} .. {text[-most // 2:]}"
 
 
 def without_surrogates(text: str) -> str:

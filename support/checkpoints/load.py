@@ -343,8 +343,12 @@ def read_llama_config(folder: Path) -> dict:
         config |= entries
     check_architecture(file, config)
     fields = {ours: config[theirs] for theirs, ours in (HF_KEYS | META_KEYS).items()
-              if theirs in config}
+              if config.get(theirs) is not None}
     check_sizes(file, fields)
+    llama = LlamaConfig(**fields)
+    if llama.heads < 1 or llama.width < 2 or llama.width % (2 * llama.heads):
+        raise ModelError(f"{file}: {llama.heads} heads do not divide a width of {llama.width} into "
+                         "even parts")
     return fields
 
 

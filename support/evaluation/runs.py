@@ -169,12 +169,21 @@ def read_record(predictions: Path) -> dict:
     return read_record_file(file) if file.is_file() else {"model": predictions.stem}
 
 
+# What is read of a record; the other settings are only compared and shown.
+RECORD_TYPES = {"model": str, "benchmark": str | None, "split": str | None, "sample": str | None,
+                "limit": int | None, "left_out": int | None}
+
+
 def read_record_file(file: Path) -> dict:
     """UserError: it is not what eval.py writes beside its answers."""
     rows = read_jsonl(file)
-    if len(rows) != 1 or not isinstance(rows[0].get("model"), str):
-        raise UserError(f"{file}: not the settings of a run of eval.py")
-    return rows[0]
+    record = rows[0] if len(rows) == 1 else {}
+    wrong = [name for name, kinds in RECORD_TYPES.items()
+             if not isinstance(record.get(name), kinds) or isinstance(record.get(name), bool)]
+    if wrong:
+        raise UserError(f"{file}: not the settings of a run of eval.py; {wrong[0]} is "
+                        f"{repr(record.get(wrong[0]))[:80]}")
+    return record
 
 
 def record_file(predictions: Path) -> Path:

@@ -182,7 +182,7 @@ def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[s
                 table.add(row)
             except ROW_ERRORS as error:
                 errors.append(describe_error("", error).removeprefix(": "))
-    return single, conversations, errors
+    return single, conversations, list(map(printable, errors))
 
 
 def read_rows(place: Path, split: str, format_name: str, errors: list[str]) -> Iterator[dict]:

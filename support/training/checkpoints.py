@@ -252,8 +252,7 @@ def choose_checkpoint(name: str, out: Path) -> Path | None:
 def restore(state: TrainState, found: Path) -> None:
     """Fill the state from a checkpoint. ModelError: one of other settings, data or weights."""
     settings, saved_run = state.settings, read_run(found)
-    trainer = torch.load(found / "trainer.pt", map_location="cpu", weights_only=True,
-                         mmap=settings["shard"])        # each process reads its part
+    trainer = read_trainer(found / "trainer.pt", mmap=settings["shard"])    # each reads its part
     saved = trainer["config"]
     sources = state.sources or {"processes": get_world_size()}
     processes, same_rows = changed_processes(saved_run, sources, saved, settings)
@@ -272,10 +271,35 @@ def restore(state: TrainState, found: Path) -> None:
         if processes:
             print(f"{'; '.join(processes)}: {rows_a_step(settings, sources['processes'])} rows a "
                   "step as before; dropout and rounding differ", file=sys.stderr)
-    load_full(state.model, state.optimizer, trainer["parameters"], trainer["optimizer"])
-    state.scaler.load_state_dict(trainer["scaler"])
+    try:
+        load_full(state.model, state.optimizer, trainer["parameters"], trainer["optimizer"])
+        state.scaler.load_state_dict(trainer["scaler"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{found}/trainer.pt: does not fit the model ({error}); name an earlier "
+                         "checkpoint") from None
     state.run = {"id": saved_run.get("id", "")} | state.sources
     state.step = state.saved_step = trainer["step"]
+
+
+TRAINER_TYPES = {"step": int, "config": dict, "optimizer": dict, "scaler": dict,
+                 "parameters": dict}
+
+
+def read_trainer(file: Path, mmap: bool) -> dict:
+    """ModelError where it is not what `save` writes."""
+    try:        # many kinds of error: of the zip file, of the pickle in it, of the storages
+        trainer = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"{file}: damaged ({type(error).__name__}); name an earlier checkpoint"
+                         ) from None
+    wrong = [name for name, kind in TRAINER_TYPES.items()
+             if not isinstance(trainer, dict) or not isinstance(trainer.get(name), kind)]
+    if wrong or trainer["step"] < 0:
+        raise ModelError(f"{file}: no {' or '.join(wrong or ['step'])} as train.py writes it; name "
+                         "an earlier checkpoint")
+    return trainer
 
 
 def lora_settings(lora: LoRAConfig | None) -> dict:

@@ -133,7 +133,7 @@ class BatchSchedule:
             if not num_workers:
                 raise DataError(str(error)) from None
             # A loader process sends its traceback as text, which ends in "module.Error: message".
-            last_line = str(error).splitlines()[-1]
+            last_line = error.args[0].splitlines()[-1]
             raise DataError(last_line.partition(": ")[2]) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
