@@ -52,7 +52,8 @@ class Tokenizer:
             raise DataError(f"{path}: no such file; a model folder holds its tokenizer.model")
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except RuntimeError:
+            self.model.id_to_piece(list(range(len(self))))      # UnicodeDecodeError: damaged
+        except (RuntimeError, ValueError):
             raise DataError(f"{path}: not a sentencepiece model; download it again") from None
         if vocab_size not in (None, len(self)):
             raise DataError(f"{path}: {len(self)} pieces for the model's {vocab_size} embeddings")

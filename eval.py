@@ -16,12 +16,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from itertools import groupby, islice
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,8 +87,10 @@ from support.metrics.figures import error_score, task_details, task_figures
 from support.metrics.statistics import ScoringOptions
 from support.readers import FORMATS, gather_references, read_data
 from support.readers.common import DataError, Sample
-from support.training.distributed import finish_processes, wait_for_all
+from support.training.distributed import finish_processes, start_processes, wait_for_all
+from support.training.watch import explain_failure
 
+CONTINUE = "the same command continues"
 EVAL_PROMPTS = {       # task: the prompt, {} for the question, and how many tokens to generate
     "caption":   ("[caption] briefly describe the image", 60),
     "video":     ("[caption] briefly describe the video frame image", 60),
@@ -497,8 +497,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # 1. Processes and device
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world_size > 1:                          # the first to finish wait for the slowest
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    start_processes("cpu", world_size, CONTINUE, hours=7 * 24)  # the first wait for the slowest
     config = replace(config, device=pick_device(config.device))
 
     # 2. What to evaluate
@@ -561,7 +560,7 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("eval.py: stopped; the same command continues", file=sys.stderr)
+        print(f"eval.py: stopped; {CONTINUE}", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
         print(f"eval.py: {error}", file=sys.stderr)
@@ -570,7 +569,8 @@ if __name__ == "__main__":
         print(f"eval.py: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print("eval.py: out of memory; --batch_size 8 needs less", file=sys.stderr)
+        line = explain_failure(error, "cpu", CONTINUE)
+        if is_out_of_memory(error):
+            line = "out of memory; --batch_size 8 needs less"
+        print(f"eval.py: {line}", file=sys.stderr)
         sys.exit(2)

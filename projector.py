@@ -31,6 +31,7 @@ from support.checkpoints.files import (
     ModelError,
     in_memory,
     load_strict,
+    path_between,
     read_json,
     write_json,
     write_shards,
@@ -227,7 +228,7 @@ class SkyEyeGPT(nn.Module):
         tensors = {k: v for k, v in state.items() if not base or is_adapter_name(k)}
         files = write_shards(Path(folder), "adapter" if base else "model", in_memory(tensors),
                              dtype)
-        base = str(Path(base).resolve()) if base else ""
+        base = path_between(Path(folder), base) if base else ""
         write_json(Path(folder) / "config.json",
                    asdict(self.config) | {"base": base, "files": files})
 

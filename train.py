@@ -29,10 +29,8 @@ from projector import DTYPES, PRESETS, SkyEyeGPT, read_config
 from support.common import (
     GracefulStop,
     UserError,
-    explain_out_of_memory,
     find_device,
     given_flags,
-    is_out_of_memory,
     option,
 )
 from support.images.common import parse_bands
@@ -64,9 +62,11 @@ from support.training.log import (
     warn_if_untrained,
 )
 from support.training.rows import BatchSchedule
+from support.training.watch import explain_failure
 
 # ---- settings ------------------------------------------------------------------------------------
 
+RESUME = "--resume auto goes on from the newest checkpoint"
 LORA_METHODS = {"lora": LoRAConfig(), "moe-lora": MOE_LORA}     # values of --tune
 
 
@@ -385,7 +385,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
         runs.refuse_other_run(out, checkpoints.checkpoint_folders(out), None, config.overwrite)
     settings = dataclasses.asdict(config)
     loggers = open_loggers(config.log_to, out, settings) if rank == 0 else []
-    start_processes(device, world_size)
+    start_processes(device, world_size, RESUME)
     torch.manual_seed(config.seed)
 
     # 2. Model
@@ -463,12 +463,8 @@ def main() -> int:
     except UserError as error:
         line = str(error)
     except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            line = explain_out_of_memory(error, "cuda" if torch.cuda.is_available() else "cpu")
-        elif isinstance(error, torch._dynamo.exc.TorchDynamoException):
-            line = f"--compile: {str(error).splitlines()[0]}"
-        else:
-            raise
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        line = explain_failure(error, device, RESUME)
     if line:                                    # "": another process says it
         print(f"train.py: {line}", file=sys.stderr)
     return 2

@@ -2,12 +2,12 @@
 
     python tests/fuzz.py --count 100000                 for a night
     python tests/fuzz.py --reader tiles.tif             one reader alone
-    python tests/fuzz.py --only 4711 --keep             one mutation again, its files kept
+    python tests/fuzz.py --only 4711                    one mutation again, with its traceback
 
 Mutation N of a seed is always the same. Each is read in a process that is watched: a fault is an
-uncaught error, an error of more than one line, more than SECONDS of computing, more than MEMORY on
-top of what the process has, an end of the process, and a read that never ends. The damaged files
-of each fault are kept in --out, under the reader's name, the seed and the number.
+uncaught error, an error of more than one line, more than SECONDS of computing (a large picture has
+more), more than MEMORY on top of what the process has, an end of the process, and a read that never
+ends. The files of each fault are kept in --out, under the reader's name, the seed and the number.
 """
 import argparse
 import json
@@ -24,7 +24,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +35,7 @@ from fuzz_mutations import mutate  # noqa: E402
 from support.common import UserError  # noqa: E402
 
 SECONDS = 2.0                   # of computing, so that other processes do not count
+PIXELS_A_SECOND = 50_000_000    # a picture of 500 million pixels may be read, and takes longer
 MEMORY = 2_500_000_000          # bytes; a picture may take 2 GB to decode
 HANG = 60.0                     # seconds after which a process that says nothing is ended
 
@@ -57,24 +58,32 @@ def damaged_files(target: Target, seed: int, number: int) -> tuple[dict[str, byt
 
 def fault_of(target: Target, folder: Path) -> str:
     """What is wrong with how these files are read; "" if nothing is."""
+    def seconds() -> float:
+        return SECONDS + target.pixels(folder) / PIXELS_A_SECOND
+
+    faults = (fault_of_step(step, folder, seconds) for step in target.steps)
+    return next(filter(None, faults), "")
+
+
+def fault_of_step(step: Callable[[Path], object], folder: Path, most: Callable[[], float]) -> str:
+    """most: how many seconds it may take."""
     before, start = peak_memory(), time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            target.read(folder)
+            step(folder)
     except UserError as error:
         try:
             check_message(error)
         except (AssertionError, UnicodeEncodeError) as wrong:
             return f"{type(error).__name__}: {wrong}"
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = [f"{Path(f.filename).name}:{f.lineno}" for f in
-                 traceback.extract_tb(error.__traceback__) if str(ROOT) in f.filename][-3:]
-        return (f"{type(error).__name__}: {str(error)[:300]!r} at {' '.join(where)} "
-                f"in {Path(frame.filename).name}:{frame.lineno}")
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if str(ROOT) in f.filename]
+        return (f"{type(error).__name__}: {str(error)[:300]!r} at {' '.join(own[-3:])} "
+                f"in {Path(frames[-1].filename).name}:{frames[-1].lineno}")
     seconds, memory = time.process_time() - start, peak_memory() - before
-    if seconds > SECONDS:
+    if seconds > SECONDS and seconds > most():
         return f"{seconds:.1f} seconds"
     if memory > MEMORY:
         return f"{memory / 1e9:.1f} GB"
@@ -172,9 +181,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=5000, help="how many mutations")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
-    parser.add_argument("--reader", default="", help="only this reader; ? lists them")
-    parser.add_argument("--only", type=int, help="only the mutation of this number, with traceback")
-    parser.add_argument("--out", type=Path, default=Path("out/fuzz"), help="folder for faulty files")
+    parser.add_argument("--reader", default="", help="only this reader")
+    parser.add_argument("--only", type=int, help="only the mutation of this number")
+    parser.add_argument("--out", type=Path, default=Path("out/fuzz"), help="for faulty files")
     args = parser.parse_args()
     if args.reader:
         names = [target.name for target in all_targets()]
@@ -197,13 +206,14 @@ def read_one(seed: int, number: int, out: Path) -> int:
     folder = out / f"{target.name}-{seed}-{number}"
     write_files(folder, files)
     print(f"{folder}: {damaged}, {len(files[damaged]):,} bytes")
-    start = time.process_time()
-    try:
-        target.read(folder)
-        print("read", end="")
-    except UserError as error:
-        print(error, end="")
-    print(f"; {time.process_time() - start:.2f} s, {peak_memory() / 1e9:.2f} GB in all")
+    for step in target.steps:
+        start = time.process_time()
+        try:
+            step(folder)
+            print("read", end="")
+        except UserError as error:
+            print(error, end="")
+        print(f"; {time.process_time() - start:.2f} s, {peak_memory() / 1e9:.2f} GB in all")
     return 0
 
 

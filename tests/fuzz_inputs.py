@@ -1,7 +1,8 @@
 """What the fuzzer reads: a sound input for every reader of files, and how a command reads it.
 
-A Target's files are made once; of one mutation, one of them is damaged. `read` may raise UserError
-alone. Nothing here depends on which optional packages are installed.
+A Target's files are made once; of one mutation, one of them is damaged. Its steps read them, each
+as a command does; they may raise UserError alone. Nothing here depends on which optional packages
+are installed.
 """
 import dataclasses
 import functools
@@ -19,13 +20,11 @@ import torch
 from PIL import Image
 
 import data_folders
-import downloads
 import eval as evaluation
 import layouts
 import pictures
 import tiny
 from data import Tokenizer, load_images, preprocess
-from lora import LoRAConfig
 from projector import SkyEyeGPT
 from support.checkpoints.files import open_checkpoint
 from support.checkpoints.load import load_llama, read_adapter, read_vit
@@ -33,7 +32,6 @@ from support.common import FolderLock, UserError
 from support.evaluation.rows import draw_rows
 from support.evaluation.runs import begin_run
 from support.images.clips import fault_of_pixels, is_clip
-from support.images.common import PictureError
 from support.images.read import read_header, read_note, read_picture
 from support.readers import find_format, read_data
 from support.terminal.questions import find_detections, regions_to_text, task_of
@@ -49,7 +47,8 @@ class Target(NamedTuple):
     name: str
     files: dict[str, bytes]             # all of the folder, by their paths in it
     kinds: dict[str, str]               # of those that are damaged: their format, of OF_FORMAT
-    read: Callable[[Path], object]      # as a command would; of the folder
+    steps: tuple[Callable[[Path], object], ...]     # of the folder
+    pixels: Callable[[Path], int] = lambda _: 0     # that reading it has to decode
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -68,34 +67,36 @@ def made_by(make: Callable[[Path], object]) -> dict[str, bytes]:
 KIND_OF_SUFFIX = {".json": "json", ".jsonl": "json", ".txt": "text", ".xml": "text"}
 
 
-def read_data_set(place: Path, format_name: str) -> None:
-    """Recognized, read, checked; what is left becomes rows of a training and questions."""
-    def quietly(function: Callable, *args, **more) -> object:
-        try:
-            return function(*args, **more)
-        except UserError as error:
-            check_message(error)
-            return None
-
-    quietly(find_format, place)
-    for split in SPLITS:
-        skipped: list[str] = []
-        samples = quietly(read_data, place, split, format_name=format_name, skipped=skipped)
+def read_data_set(place: Path, format_name: str, split: str) -> None:
+    """What is read becomes rows of a training and questions of an evaluation."""
+    skipped: list[str] = []
+    try:
+        samples = read_data(place, split, format_name=format_name, skipped=skipped)
+    finally:
         for line in skipped:
             check_message(line)
-        for sample in samples or ():
-            rows = quietly(tiny.rows, [sample])
-            if rows:
-                quietly(rows.__getitem__, (0, 0))
-        if samples:
-            draw_rows(samples, range(len(samples)), 1, seed=0)
+    draw_rows(samples, range(len(samples)), 1, seed=0)
+    for sample in samples[:20]:
+        try:
+            tiny.rows([sample])[0, 0]
+        except UserError as error:
+            check_message(error)
+
+
+def check_data_set(place: Path, format_name: str) -> None:
     config = check_data.CheckConfig(format=format_name)
-    splits = quietly(check_data.read_splits, place, config)
-    if splits:
-        counter = check_data.TokenCounter(tiny.tokenizer(), config)
-        report = check_data.check_data(splits, counter)
-        report.text().encode()
-        report.json()
+    splits = check_data.read_splits(place, config)
+    report = check_data.check_data(splits, check_data.TokenCounter(tiny.tokenizer(), config))
+    report.text().encode()
+    report.json()
+
+
+def data_steps(format_name: str, file: str = "") -> tuple[Callable[[Path], object], ...]:
+    """file: what is read, where it is not the folder."""
+    read = [lambda place, split=split: read_data_set(place / file, format_name, split)
+            for split in SPLITS]
+    return (lambda place: find_format(place / file), *read,
+            lambda place: check_data_set(place / file, format_name))
 
 
 def check_message(message: object) -> None:
@@ -165,13 +166,12 @@ def data_targets() -> list[Target]:
         files = {path: content or small_png() for path, content in made_by(make).items()}
         kinds = {path: KIND_OF_SUFFIX[Path(path).suffix] for path in files
                  if Path(path).suffix in KIND_OF_SUFFIX}
-        targets.append(Target(name, files, kinds, functools.partial(
-            read_data_set, format_name=name)))
+        targets.append(Target(name, files, kinds, data_steps(name)))
     files = {path: content or small_png()
              for path, content in made_by(make_conversations).items()}
     for path in ("rows.json", "rows.jsonl"):
         targets.append(Target(f"llava{Path(path).suffix}", files, {path: "json"},
-                              lambda place, path=path: read_data_set(place / path, "llava")))
+                              data_steps("llava", path)))
     return targets
 
 
@@ -231,9 +231,9 @@ def tiff(array: np.ndarray, *, order: str = "<", big: bool = False, packed: bool
     for start, tags, following in zip(starts, pages, starts[1:], strict=False):
         at = start + (8 if big else 2) + (4 + 2 * size) * len(tags)
         body[at:at + size] = struct.pack(order + code, following)
-    magic = struct.pack(order + ("HHHHQ" if big else "HHI"), ord("I" if order == "<" else "M") * 257,
-                        *((43, 8, 0) if big else (42,)), starts[0])
-    body[:head] = magic
+    letter = b"I" if order == "<" else b"M"
+    numbers = (43, 8, 0, starts[0]) if big else (42, starts[0])
+    body[:head] = 2 * letter + struct.pack(order + ("HHHQ" if big else "HI"), *numbers)
     return bytes(body)
 
 
@@ -293,24 +293,29 @@ def picture_files() -> dict[str, bytes]:
 KIND_OF_PICTURE = {".jpg": "jpeg", ".tif": "tiff"}
 
 
-def read_picture_file(folder: Path, name: str) -> None:
+def picture_steps(name: str) -> tuple[Callable[[Path], object], ...]:
     """As the start of a training, a deep check, and training, evaluation and chat read it."""
-    path = folder / name
+    def header(folder: Path) -> None:
+        found = read_header(str(folder / name))
+        check_message(found.fault or "none")
+        check_message(read_note(str(folder / name)) or "none")
+
+    def deep(folder: Path) -> None:
+        check_message(fault_of_pixels(str(folder / name), (), 8) or "none")
+
+    def whole(folder: Path) -> None:
+        found, picture = read_header(str(folder / name)), read_picture(folder / name)
+        check_message(picture.note or "none")
+        assert found.fault or found[:2] == picture.size or is_clip(folder / name)
+
+    return (header, deep, whole, lambda folder: read_picture(folder / name, (3, 2, 1), 16),
+            lambda folder: preprocess(load_images([folder / name], frames=1)[0].image, 32))
+
+
+def pixels_of(path: Path) -> int:
+    """What the header says; of all frames of a clip, at most four are made from it here."""
     header = read_header(str(path))
-    read_note(str(path))
-    for line in (header.fault, fault_of_pixels(str(path), (), 8)):
-        if line:
-            check_message(line)
-    for bands, min_side in (((), 0), ((3, 2, 1), 16)):
-        try:
-            picture = read_picture(path, bands, min_side)
-        except PictureError as error:
-            check_message(error)
-        else:
-            check_message(picture.note or "none")
-            assert header.fault or header[:2] == picture.size or is_clip(path)
-    for picture in load_images([path], frames=2):
-        preprocess(picture.image, 32)
+    return header.width * header.height * (4 if is_clip(path) else 1)
 
 
 def picture_targets() -> list[Target]:
@@ -318,8 +323,8 @@ def picture_targets() -> list[Target]:
     for name, content in picture_files().items():
         suffix = Path(name).suffix
         kind = KIND_OF_PICTURE.get(suffix, suffix[1:])
-        targets.append(Target(name, {name: content}, {name: kind},
-                              functools.partial(read_picture_file, name=name)))
+        targets.append(Target(name, {name: content}, {name: kind}, picture_steps(name),
+                              lambda folder, name=name: pixels_of(folder / name)))
     return targets
 
 
@@ -394,10 +399,10 @@ def model_targets() -> list[Target]:
                  if Path(path).suffix in KIND_OF_WEIGHTS}
         if name == "adapter":
             kinds = {"config.json": "json", "base/config.json": "json"}
-        targets.append(Target(name, files, kinds, read))
-    files = {"tokenizer.model": tiny.tokenizer_bytes()}
-    targets.append(Target("tokenizer.model", files, {"tokenizer.model": "bytes"}, read_tokenizer))
-    return targets
+        targets.append(Target(name, files, kinds, (read,)))
+    name = "tokenizer.model"
+    files = {name: tiny.tokenizer_bytes()}
+    return [*targets, Target(name, files, {name: "bytes"}, (read_tokenizer,))]
 
 
 # ---- runs ----------------------------------------------------------------------------------------
@@ -420,18 +425,19 @@ PREDICTIONS = [
 ]
 
 
-def read_predictions(folder: Path) -> None:
-    """Scored as another system's, and gone on with as ours."""
+def score_predictions(folder: Path) -> None:
+    """As another system's."""
     config = evaluation.EvalConfig(score=folder / "predictions.jsonl", data=(str(folder),))
-    options, samples = evaluation.ScoringOptions, 20
-    evaluation.ScoringOptions = functools.partial(options, samples=samples, java=False)
+    options = evaluation.ScoringOptions
+    evaluation.ScoringOptions = functools.partial(options, samples=20, java=False)
     try:
         results, record = evaluation.score(config.score, config)
         evaluation.write_report(folder / "report", results, record)
-    except UserError as error:
-        check_message(error)
     finally:
         evaluation.ScoringOptions = options
+
+
+def continue_predictions(folder: Path) -> None:
     begin_run(folder, RECORD, fresh=False, rank=0)
 
 
@@ -495,8 +501,8 @@ def run_targets() -> list[Target]:
              "checkpoint-7/adapter.safetensors": "safetensors", "checkpoint-7/run.json": "json",
              "log.jsonl": "json", "run.lock": "text"}
     return [Target("predictions", predictions, dict.fromkeys(predictions, "json"),
-                   read_predictions),
-            Target("run", run, kinds, read_run)]
+                   (score_predictions, continue_predictions)),
+            Target("run", run, kinds, (read_run,))]
 
 
 # ---- texts that are typed or generated -----------------------------------------------------------
@@ -521,4 +527,4 @@ def read_texts(folder: Path) -> None:
 def all_targets() -> list[Target]:
     texts = {"text.txt": TEXT.encode()}
     return [*data_targets(), *picture_targets(), *model_targets(), *run_targets(),
-            Target("texts", texts, {"text.txt": "text"}, read_texts)]
+            Target("texts", texts, {"text.txt": "text"}, (read_texts,))]

@@ -88,7 +88,8 @@ BYTES = (flip_bits, flip_bits, cut_off, remove_block, repeat_block, fill_block, 
 FOREIGN = ("\0", "\ufeff", "\u2028", "\u2029", "\x85", "\x0c", "\x0b", "\x1b[31m", "\x1e", "\x1f",
            "\r", "\r\n", "\n", "\t", "\ud800", "\udfff", "\\ud800", "\\", "\\u0000", '"', "'", "/",
            "../", "%s", "{}", "\u202e", "\u0301", "\U0001f6f0", "<bbox>", "<image>", "<p>", "</p>",
-           "{<1><2><3><4>}", "<ref-object>", "&lol;", "<![CDATA[", "]]>", ":", "?", "\u0663", "\xb2")
+           "{<1><2><3><4>}", "<ref-object>", "&lol;", "<![CDATA[", "]]>", ":", "?", "\u0663",
+           "\xb2")
 NUMBERS = ("-1", "0", "-0", "1e999", "-1e999", "NaN", "nan", "Infinity", "-Infinity", "inf", "1.5",
            "1e308", "4294967296", "9223372036854775808", "-9223372036854775809", "1" + "0" * 400,
            "-" + "9" * 400, "0." + "0" * 400 + "1", "1" * 5000, "1e-400", "0x10", "1_0", "\u0663",
@@ -171,9 +172,10 @@ TEXT = (insert_foreign, insert_foreign, replace_number, replace_number, replace_
 # ---- JSON ----------------------------------------------------------------------------------------
 
 VALUES = (None, True, False, 0, -1, 1.5, float("nan"), float("inf"), 10**400, -10**400, 2**63, "",
-          " ", "x", "\ud800", "a\0b", "\u2028", "x" * 300, "x" * 5000, "1", "-1", "../../etc/passwd",
+          " ", "x", "\ud800", "a\0b", "\u2028", "x" * 300, "x" * 5000, "1", "-1", "../../etc/x",
           "/etc/passwd", "a\\b", [], {}, [None], [[]], [1, 2, 3, 4], [1, 2, 3], ["a"], {"a": 1},
-          [[1, 2], [3, 4]], {"type": "text"}, [0, 0, 0, 0], [-5, -5, 10**9, 10**9], 1e308, ".", "..")
+          [[1, 2], [3, 4]], {"type": "text"}, [0, 0, 0, 0], [-5, -5, 10**9, 10**9], 1e308, ".",
+          "..")
 
 
 def paths_of(value: object, path: tuple = ()) -> list[tuple]:
@@ -471,7 +473,8 @@ Mutation = Callable[[random.Random, bytes], bytes]
 OF_FORMAT: dict[str, tuple[Mutation, ...]] = {
     "json": (change_json,) * 3, "png": (change_png,), "tiff": (change_tiff,),
     "jpeg": (change_jpeg,), "gif": (change_gif,), "webp": (change_webp,), "bmp": (change_bmp,),
-    "jp2": (change_jp2,), "zip": (change_zip,), "safetensors": (change_safetensors,), "text": (), "bytes": (),
+    "jp2": (change_jp2,), "zip": (change_zip,), "safetensors": (change_safetensors,), "text": (),
+    "bytes": (),
 }
 TEXT_FORMATS = ("json", "text")
 

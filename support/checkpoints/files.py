@@ -6,8 +6,10 @@ turn comes, from a mapping of the file that is closed again: pages that were rea
 long as their mapping. So a model of 14 GB is loaded, converted or written in little more memory
 than it takes itself.
 """
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import zipfile
@@ -87,7 +89,24 @@ def index_files(index: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map or not all(
             isinstance(name, str) for name in weight_map.values()):
         raise ModelError(f"{index}: no weight_map of names to files")
+    for name in filter(unusable_name, weight_map.values()):
+        raise ModelError(f"{index}: names {name[:80]}, which is no file's name")
     return sorted({Path(name).name for name in weight_map.values()})
+
+
+def unusable_name(name: str) -> bool:
+    """Whether the system cannot even look for a file or folder of this name."""
+    try:
+        os.stat(name)
+    except (ValueError, OSError) as error:      # a NUL, a lone surrogate; too long
+        return isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.EINVAL)
+    return not name
+
+
+def path_between(folder: Path, place: str | Path) -> str:
+    """The path of `place` from a folder: what is given away names no folder of this machine that
+    both are in."""
+    return os.path.relpath(Path(place).resolve(), folder.resolve())
 
 
 class SafetensorsFile:

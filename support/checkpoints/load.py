@@ -26,6 +26,7 @@ from support.checkpoints.files import (
     load_strict,
     open_checkpoint,
     read_json,
+    unusable_name,
     visible_files,
 )
 from support.checkpoints.names import extract_adapter, extract_llama, extract_vit
@@ -99,6 +100,8 @@ def read_folder(folder: Path, vit_config: ViTConfig, above: tuple[Path, ...] = (
     if config.get("base"):
         if not isinstance(config["base"], str):
             raise ModelError(f"{file}: base is {repr(config['base'])[:80]}; a path is expected")
+        if unusable_name(config["base"]):
+            raise ModelError(f"{file}: its base {config['base'][:80]} is no path")
         base, above = folder / config["base"], (*above, folder.resolve())
         if base.resolve() == folder.resolve():
             raise ModelError(f"{file}: names its own folder as its base")
@@ -131,6 +134,8 @@ def folder_weights(folder: Path, config: dict) -> list[Path]:
     if strays:
         raise ModelError(f"{folder}: {list_some(strays)} is not of this model, whose config.json "
                          f"names {list_some(files)}; move it away")
+    for name in filter(unusable_name, files):
+        raise ModelError(f"{folder}/config.json: files names {name[:80]}, which is no file's name")
     return [folder / Path(name).name for name in files]
 
 
@@ -378,6 +383,9 @@ def is_plain_rope(entries: dict | None) -> bool:
 
 
 MAX_DEPTH, MAX_SIZE = 1000, 10_000_000
+WHOLE_NUMBERS = ("width", "depth", "heads", "vocab_size", "mlp_width", "max_positions",
+                 "image_size", "patch_size", "patches_per_token")
+NUMBERS = (*WHOLE_NUMBERS, "norm_eps", "rope_theta")
 
 
 def check_sizes(file: Path, fields: dict) -> None:
@@ -386,16 +394,17 @@ def check_sizes(file: Path, fields: dict) -> None:
     fields: those of a config dataclass, nested or not.
     """
     for name, value in fields.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name not in NUMBERS:
             check_sizes(file, value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             limit = MAX_DEPTH if name in ("depth", "experts") else MAX_SIZE
             if not -1 <= value <= limit:        # -1: a vocab_size that Meta leaves open
                 raise ModelError(f"{file}: {name} is {str(value)[:20]}; at most {limit:,} is "
                                  "expected")
-        elif name in ("width", "depth", "heads", "vocab_size", "mlp_width", "max_positions"):
-            if value is not None:
-                raise ModelError(f"{file}: {name} is {repr(value)[:80]}; a number is expected")
+            if name in WHOLE_NUMBERS and not isinstance(value, int):
+                raise ModelError(f"{file}: {name} is {value}; a whole number is expected")
+        elif name in NUMBERS and value is not None:
+            raise ModelError(f"{file}: {name} is {repr(value)[:80]}; a number is expected")
 
 
 def is_tied(folder: Path) -> bool:

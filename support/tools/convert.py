@@ -28,6 +28,7 @@ from support.checkpoints.files import (
     ModelError,
     check_names_and_shapes,
     in_memory,
+    path_between,
     require_empty,
     tensor_shapes,
     write_json,
@@ -116,7 +117,7 @@ def convert(args: ConvertConfig, vit_config: ViTConfig | None = None) -> None:
     llama_fields = read_llama_config(places["llama"])
     parts, lora = read_parts(places, llama_fields.get("heads", 32))
     llama = LlamaConfig(**llama_fields | sizes_from_shapes(parts["llama"]))
-    base = "" if args.copy else str(places["llama"].resolve())
+    base = "" if args.copy else path_between(out, places["llama"])
     config = choose_config(parts, llama, lora, vit_config, args.prompt, base)
     parts = {part: fit_vit(tensors, config.vit, "visual_encoder.")
              for part, tensors in parts.items()}
@@ -274,7 +275,7 @@ def write_peft(out: Path, config: SkyEyeConfig, adapter: dict[str, Tensor]) -> N
             tensors, path, {"format": "pt"}))
     write_json(out / "adapter_config.json", PLAIN_LORA | {
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": config.base,
+        "base_model_name_or_path": Path(config.base).name,
         "r": config.lora.r,
         "lora_alpha": config.lora.alpha,
         "lora_dropout": config.lora.dropout,

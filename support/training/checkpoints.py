@@ -108,7 +108,7 @@ def save(state: TrainState, step: int) -> Path:
     if get_rank():
         return final
     trained = {name: tensors[name] for name, p in model.named_parameters() if p.requires_grad}
-    trainer = {"step": step, "config": state.settings, "where": environment(),
+    trainer = {"step": step, "config": portable(state.settings), "where": environment(),
                "optimizer": optimizer, "scaler": state.scaler.state_dict(), "parameters": trained}
     # In float32: what is written of the model, the trained parameters again, AdamW's two moments.
     size = 4 * sum(p.numel() for name, p in tensors.items()
@@ -253,12 +253,12 @@ def restore(state: TrainState, found: Path) -> None:
     """Fill the state from a checkpoint. ModelError: one of other settings, data or weights."""
     settings, saved_run = state.settings, read_run(found)
     trainer = read_trainer(found / "trainer.pt", mmap=settings["shard"])    # each reads its part
-    saved = trainer["config"]
+    saved = portable(trainer["config"])
     sources = state.sources or {"processes": get_world_size()}
     processes, same_rows = changed_processes(saved_run, sources, saved, settings)
     batch = ("batch_size", "grad_accum")
     changed = differences(saved | lora_settings(read_config(found).lora),
-                          settings | lora_settings(state.model.config.lora),
+                          portable(settings) | lora_settings(state.model.config.lora),
                           MAY_CHANGE + (batch if same_rows else ()))
     changed += [] if same_rows else processes
     changed += changed_sources(saved_run, sources, settings) if state.sources else []
@@ -300,6 +300,21 @@ def read_trainer(file: Path, mmap: bool) -> dict:
         raise ModelError(f"{file}: no {' or '.join(wrong or ['step'])} as train.py writes it; name "
                          "an earlier checkpoint")
     return trainer
+
+
+PATH_SETTINGS = ("model", "data", "tokenizer", "output_dir", "resume")
+
+
+def portable(settings: dict) -> dict:
+    """The settings as a checkpoint names them: of a whole path the last part, since a checkpoint
+    may be given away. What lies there is compared by its hash, see runs.describe_sources."""
+    def last_part(value: object) -> object:
+        if isinstance(value, list | tuple):
+            return tuple(map(last_part, value))
+        return os.path.basename(value.rstrip("/")) if str(value).startswith("/") else value
+
+    return settings | {name: last_part(settings[name]) for name in PATH_SETTINGS
+                       if name in settings}
 
 
 def lora_settings(lora: LoRAConfig | None) -> dict:

@@ -18,14 +18,19 @@ from data import PADDING
 from projector import SkyEyeGPT
 from support.checkpoints.files import ModelError
 from support.common import UserError
+from support.training.watch import watch_processes
 
 # ---- processes -----------------------------------------------------------------------------------
 
-def start_processes(device: str, world_size: int) -> None:
-    """Connect the processes; two hours is how long they wait while rank 0 writes or renders."""
+def start_processes(device: str, world_size: int, advice: str, hours: float = 2) -> None:
+    """Connect the processes; so many hours they wait, as while rank 0 writes or renders.
+
+    advice: what to do if one of them is killed, for the line with which the others end.
+    """
     if world_size > 1:
         backend = "nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=2))
+        dist.init_process_group(backend, timeout=timedelta(hours=hours))
+        watch_processes(advice)
 
 
 def finish_processes() -> None:
