@@ -160,6 +160,36 @@ def test_a_head_that_is_the_embedding_need_not_be_in_the_file(tmp_path, tied):
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
 
 
+@pytest.mark.parametrize("heads", [0, 3, 7, None, 2.5, {"a": 5}, "5", float("nan"), 10**400])
+@pytest.mark.parametrize("file", ["config.json", "params.json"])
+def test_heads_that_do_not_fit_the_width_are_named(tmp_path, file, heads):
+    if file == "params.json":
+        entries = layouts.params_json(LLAMA) | {"n_heads": heads}
+    else:
+        entries = layouts.hf_json(LLAMA, num_attention_heads=heads)
+    (tmp_path / file).write_text(json.dumps(entries))
+    with pytest.raises(ModelError, match=f"{tmp_path / file}: .*(heads|fewer keys)"):
+        load_llama(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800", ""])
+def test_names_that_no_file_can_have_are_one_line(tmp_path, name):
+    """In an index of shards, in our list of files, as a base."""
+    layouts.llama_folder(tmp_path / "llama", llama_model().state_dict(), LLAMA)
+    index = tmp_path / "llama" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ModelError, match=f"^{index}: names .*no file's name$"):
+        load_llama(tmp_path / "llama")
+    for entry, value in (("files", [name]), ("base", name)):
+        folder = tiny.model_folder(tmp_path / entry)
+        config = json.loads((folder / "config.json").read_text()) | {entry: value}
+        (folder / "config.json").write_text(json.dumps(config))
+        if entry == "files" or name:            # an empty base is none
+            (folder / "model.safetensors").unlink()
+            with pytest.raises(ModelError, match="config.json: .*(no file's name|is no path)$"):
+                SkyEyeGPT.from_pretrained(folder)
+
+
 # ---- a folder of ours ----------------------------------------------------------------------------
 
 def test_a_folder_consists_of_the_files_that_its_config_names(tmp_path):

@@ -14,6 +14,7 @@ import torch
 
 import support.common as common
 import tiny
+from support.checkpoints.files import ModelError
 from support.common import (
     GracefulStop,
     UserError,
@@ -32,6 +33,8 @@ from support.common import (
     read_json,
     write_atomic,
 )
+from support.images.common import PictureError
+from support.readers.common import DataError
 
 # ---- flags ---------------------------------------------------------------------------------------
 
@@ -112,6 +115,15 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert file.read_text() == "1"
     write_atomic(file, lambda path: path.write_text("3"))
     assert file.read_text() == "3" and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("kind", [UserError, DataError, ModelError, PictureError])
+def test_an_error_is_one_line_that_can_be_written_whatever_foreign_text_is_in_it(kind):
+    assert str(kind("a.json: 3 rows")) == "a.json: 3 rows"
+    error = kind("a\nb\r\x85\u2028\x1b[31m\0 \ud800 " + "x" * 100_000 + " y")
+    text = str(error)
+    assert text.isprintable() and len(text) < 5000 and text.startswith("a\\nb\\r\\x85\\u2028")
+    assert text.endswith("x y") and f"{error}" == text and text.encode()
 
 
 def test_a_file_that_is_not_json_is_a_line_with_its_name(tmp_path):

@@ -100,7 +100,16 @@ def test_decoding_gives_the_text_back_without_special_tokens():
 def test_a_tokenizer_that_is_missing_or_broken_is_named(tmp_path):
     path = tmp_path / "tokenizer.model"
     assert str(path) in refusal(Tokenizer, path)
-    path.write_bytes(tiny.tokenizer_bytes()[:1000])
+    content = tiny.tokenizer_bytes()
+    pieces = [piece for i in range(3, tiny.VOCAB)
+              if len(piece := tiny.tokenizer().model.id_to_piece(i).encode()) > 5]
+    for piece in (pieces[0], pieces[-1]):                   # pieces that are no UTF-8
+        for damage in (b"\xff", b"\xe2\x96"):
+            field = bytes([10, len(piece)]) + piece
+            assert field in content
+            path.write_bytes(content.replace(field, field[:-len(damage)] + damage))
+            assert str(path) in refusal(Tokenizer, path)
+    path.write_bytes(content[:1000])
     assert str(path) in refusal(Tokenizer, path)
 
 

@@ -22,6 +22,7 @@ from support.evaluation.runs import (
     provenance,
     provenance_line,
     read_jsonl,
+    read_record,
 )
 from support.readers.common import Sample
 
@@ -85,6 +86,18 @@ def test_a_line_of_another_program_in_our_answers_is_named(tmp_path):
         write(tmp_path / "predictions.jsonl", f'{{"row": 1}}\n{line}\n')
         with pytest.raises(UserError, match=r"predictions\.jsonl:2: "):
             gather_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("entries", [
+    {"model": 5}, {"limit": [1]}, {"limit": "9"}, {"left_out": {}}, {"benchmark": ["rsvg"]},
+    {"split": 3}, {"sample": []}])
+def test_settings_that_eval_py_does_not_write_are_named(entries, tmp_path):
+    record = {"model": "nano", "limit": 9, "benchmark": "", "weights": {}}
+    write(tmp_path / "p.settings.json", json.dumps(record) + "\n")
+    assert read_record(tmp_path / "p.jsonl") == record
+    write(tmp_path / "p.settings.json", json.dumps(record | entries) + "\n")
+    with pytest.raises(UserError, match=f"not the settings of a run .*{[*entries][0]} is"):
+        read_record(tmp_path / "p.jsonl")
 
 
 # ---- groups and batches --------------------------------------------------------------------------

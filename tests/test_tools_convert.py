@@ -401,6 +401,15 @@ def test_an_adapter_written_as_a_peft_folder_comes_back(downloads, tmp_path):
     assert same(again, resized(model)) and again.config.lora == first.config.lora
 
 
+def test_what_is_given_away_names_no_whole_path(downloads, tmp_path):
+    convert(downloads[0], tmp_path / "out")
+    tiny.skyeye().save_pretrained(tmp_path / "tuned", base=tmp_path / "out")
+    entries = json.loads((written(tmp_path, "peft") / "adapter_config.json").read_text())
+    assert entries["base_model_name_or_path"] == "llama"
+    for file in (*tmp_path.glob("*/*.json"), *tmp_path.glob("written/*/*.json")):
+        assert str(tmp_path.parent) not in file.read_text() and '"/' not in file.read_text(), file
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_merged_folder_is_what_merging_in_memory_gives(downloads, tmp_path, dtype):
     model = convert(downloads[0], tmp_path / "out")

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import support.training.checkpoints as checkpoints
 import tiny
 from lora import LoRAConfig
+from projector import SkyEyeGPT, read_config
 from support.checkpoints.files import ModelError
 from support.common import UserError
 from support.training.checkpoints import (
@@ -384,6 +385,32 @@ def test_a_checkpoint_that_is_cut_off_is_refused_by_name(folder, tmp_path):
     cut(checkpoint / "trainer.pt", 0.99)
     with pytest.raises(ModelError, match="damaged .trainer.pt: cut off"):
         resume(new_state(folder, tmp_path, resume=str(checkpoint)))
+
+
+@pytest.mark.parametrize("change", [
+    lambda t: 5, lambda t: {}, lambda t: t | {"step": "7"}, lambda t: t | {"step": -1},
+    lambda t: t | {"config": [1]}, lambda t: t | {"parameters": {"a": torch.ones(2)}},
+    lambda t: t | {"optimizer": {"state": {99: {}}, "param_groups": []}},
+    lambda t: t | {"parameters": dict.fromkeys(t["parameters"], torch.ones(2, 2, 2))}])
+def test_a_trainer_pt_of_another_kind_is_refused_by_name(folder, tmp_path, change):
+    """Where no checksum finds it: that of an earlier version, or of another program."""
+    checkpoint = save(new_state(folder, tmp_path), 3)
+    (checkpoint / "checksums.json").unlink()
+    trainer = torch.load(checkpoint / "trainer.pt", weights_only=True)
+    torch.save(change(trainer), checkpoint / "trainer.pt")
+    with pytest.raises(ModelError, match=f"^{checkpoint}/trainer.pt: "):
+        resume(new_state(folder, tmp_path, resume=str(checkpoint)))
+
+
+def test_a_checkpoint_that_is_given_away_names_no_whole_path(folder, tmp_path):
+    for tune in ("lora", "full"):
+        checkpoint = save(new_state(folder, tmp_path / tune, tune=tune), 3)
+        for file in checkpoint.iterdir():
+            assert str(tmp_path).encode() not in file.read_bytes(), file
+    config = read_config(tmp_path / "lora" / "checkpoint-3")
+    assert config.base == "../../model"
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-moved"))
+    SkyEyeGPT.from_pretrained(moved / "lora" / "checkpoint-3")
 
 
 def test_the_room_a_checkpoint_asks_for_is_what_it_takes(folder, tmp_path, monkeypatch):

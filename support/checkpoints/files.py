@@ -96,11 +96,13 @@ def index_files(index: Path) -> list[str]:
 
 def unusable_name(name: str) -> bool:
     """Whether the system cannot even look for a file or folder of this name."""
+    if not name:
+        return True
     try:
         os.stat(name)
     except (ValueError, OSError) as error:      # a NUL, a lone surrogate; too long
         return isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.EINVAL)
-    return not name
+    return False
 
 
 def path_between(folder: Path, place: str | Path) -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data import PackedDataset
 from lora import expert_load
 from projector import SkyEyeGPT
-from support.common import UserError, is_installed, write_atomic
+from support.common import UserError, is_installed, parse_json, read_bytes, write_atomic
 from support.training.distributed import get_rank, get_world_size
 from support.training.flops import count_flops
 
@@ -245,11 +245,11 @@ def plot_loss(log: Path, file: Path) -> None:
 def read_log(log: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> steps in order, losses, learning rates; the last line of a step counts."""
     found: dict[int, tuple[float, float]] = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_bytes(log).split(b"\n"):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             found[int(row["step"])] = float(row["loss"]), float(row.get("lr", 0.0))
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError):
             continue                            # a line that is cut off, or about something else
     rows = [(step, loss, lr) for step, (loss, lr) in sorted(found.items())
             if math.isfinite(loss) and math.isfinite(lr)]
