@@ -53,6 +53,15 @@ def test_every_sample_comes_back_as_it_was():
     assert list(table.num_chars) == [sum(len(t) for turn in r["turns"] for t in turn) for r in rows]
 
 
+def test_control_characters_in_a_source_or_a_type_do_not_mix_up_the_fields():
+    for name in ("a\x1fb", "a\x1eb", "a\x1f[]\x1f\x1e"):
+        row = dict(images=("a.png",), turns=(("q", "a"),), task="vqa", source=f"{name}.json:1",
+                   kind=name)
+        [sample] = SampleTable([row])
+        assert (sample.task, sample.turns) == ("vqa", (("q", "a"),)) and "\x1f" not in sample.kind
+        assert sample.source.endswith(".json:1")
+
+
 def test_samples_of_the_same_pictures_have_one_number_and_those_without_each_their_own():
     table = SampleTable(make_rows(300))
     pairs = {(table.image_set[i], sample.images or i) for i, sample in enumerate(table)}

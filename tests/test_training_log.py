@@ -145,7 +145,8 @@ def write_log(file, rows, end=""):
 def test_of_repeated_steps_the_last_counts_and_broken_lines_do_not(tmp_path):
     rows = [{"step": 1, "loss": 5, "lr": 1}, {"step": 2, "loss": 4, "lr": 1}, {"commit": "abc"},
             {"step": 3, "loss": math.nan, "lr": 1}, {"step": 2, "loss": 3, "lr": 2}]
-    foreign = '7\n{"step": 1e999, "loss": 1}\n' + "[" * 100_000 + '\n{"step": 4, "lo'
+    foreign = '7\n{"step": 1e999, "loss": 1}\n{"step": 1' + "0" * 400 + ', "loss": 1}\n'
+    foreign += "[" * 100_000 + '\n{"step": 4, "lo'
     steps, losses, rates = read_log(write_log(tmp_path / "log.jsonl", rows, foreign))
     assert (steps.tolist(), losses.tolist(), rates.tolist()) == ([1, 2], [5, 3], [1, 2])
 

@@ -89,7 +89,10 @@ class SampleTable(Sequence):
         if (found := texts.count("<bbox>")) != len(boxes):
             raise ValueError(f"{source}: {found} <bbox> for {len(boxes)} boxes")
         lists = json.dumps([boxes, references]) if boxes or references else ""
-        fields = (row["task"], row.get("kind", ""), source, lists, texts)
+        kind = row.get("kind", "")
+        if FIELD_SEPARATOR in kind or FIELD_SEPARATOR in source:        # as a file's name may hold
+            kind, source = printable(kind), printable(source)
+        fields = (row["task"], kind, source, lists, texts)
         try:
             texts.encode("utf-8")
         except UnicodeEncodeError:

@@ -244,15 +244,15 @@ def plot_loss(log: Path, file: Path) -> None:
 
 def read_log(log: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> steps in order, losses, learning rates; the last line of a step counts."""
-    found: dict[int, tuple[float, float]] = {}
+    found: dict[float, tuple[float, float]] = {}
     for line in read_bytes(log).split(b"\n"):
         try:
             row = parse_json(line)
-            found[int(row["step"])] = float(row["loss"]), float(row.get("lr", 0.0))
+            found[float(row["step"])] = float(row["loss"]), float(row.get("lr", 0.0))
         except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError):
             continue                            # a line that is cut off, or about something else
-    rows = [(step, loss, lr) for step, (loss, lr) in sorted(found.items())
-            if math.isfinite(loss) and math.isfinite(lr)]
+    rows = sorted((step, loss, lr) for step, (loss, lr) in found.items()
+                  if math.isfinite(step + loss + lr))
     steps, losses, rates = np.array(rows, float).reshape(-1, 3).T
     return steps, losses, rates
 
