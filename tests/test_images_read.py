@@ -3,12 +3,14 @@ import os
 import signal
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 import support.images.common as limits
+import support.images.read as reading
 from pictures import (
     BYTES,
     GRAY16,
@@ -24,6 +26,7 @@ from pictures import (
 )
 from support.images.clips import check_pixels, read_clip
 from support.images.common import PICTURE_SUFFIXES, PictureError
+from support.images.ends import count_scans
 from support.images.read import (
     map_pictures,
     read_header,
@@ -531,6 +534,42 @@ def test_a_picture_that_takes_too_much_to_decode_is_refused_before(tmp_path, mon
         Image.fromarray(BYTES).save(tmp_path / name, **options)
         assert "GB to decode" in refusal(tmp_path / name)
         assert "GB to decode" in read_header(str(tmp_path / name)).fault
+
+
+def many_scans(path, count):
+    Image.fromarray(BYTES[:20, :20]).save(path, progressive=True)
+    data = path.read_bytes()
+    scan = data[data.rfind(b"\xff\xda"):-2]
+    path.write_bytes(data[:-2] + count * scan + data[-2:])
+
+
+def many_chunks(path, count, name=b"abcd"):
+    data = save(path, BYTES[:20, :20]).read_bytes()
+    chunk = bytes(4) + name + struct.pack(">I", zlib.crc32(name))
+    path.write_bytes(data[:33] + count * chunk + data[33:])
+
+
+@pytest.mark.parametrize("suffix, make, few, many", [
+    (".jpg", many_scans, 60, 4000), (".jpeg", many_scans, 0, 9000),
+    (".png", many_chunks, 50, 21_000),
+    (".png", partial(many_chunks, name=b"IDAT"), 0, 21_000)])
+def test_what_takes_a_time_out_of_all_proportion_is_refused(tmp_path, monkeypatch, suffix, make,
+                                                            few, many):
+    monkeypatch.setattr(reading, "MAX_SCANNED_PIXELS", 500 * 400)       # of this small picture
+    path = tmp_path / f"a{suffix}"
+    make(path, few)
+    assert read_header(str(path)).fault == "" and read_picture(path).size == (20, 20)
+    make(path, many)
+    message = refusal(path)
+    assert "; save it anew" in message and read_header(str(path)).fault == message
+
+
+def test_the_scans_of_a_jpeg_are_counted(tmp_path):
+    for count, options in ((1, {}), (10, {"progressive": True})):
+        path = tmp_path / "a.jpg"
+        Image.fromarray(BYTES).save(path, quality=100, **options)
+        with open(path, "rb") as file:
+            assert count_scans(file, 100) == count
 
 
 def end_this_process(path):

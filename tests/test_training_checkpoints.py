@@ -21,6 +21,7 @@ from support.checkpoints.files import ModelError
 from support.common import UserError
 from support.training.checkpoints import (
     TrainState,
+    begin,
     complete_checkpoints,
     new_checkpoint,
     newest_checkpoint,
@@ -378,6 +379,17 @@ def test_a_flipped_bit_is_found_before_anything_is_resumed(folder, tmp_path, fil
     assert f"{file}: its checksum differs" in capsys.readouterr().err
     with pytest.raises(ModelError, match=f"{second}: damaged"):
         resume(new_state(folder, tmp_path, resume=str(second)))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_neither_continued_nor_replaced(
+        folder, tmp_path):
+    state = new_state(folder, tmp_path)
+    begin(state)
+    checkpoint = save(state, 3)
+    cut(checkpoint / "trainer.pt", 0.99)
+    with pytest.raises(UserError, match="none of its checkpoints is sound; .*--overwrite"):
+        begin(new_state(folder, tmp_path, resume="auto"))
+    assert begin(new_state(folder, tmp_path, resume="auto", overwrite=True)) == 0
 
 
 def test_a_checkpoint_that_is_cut_off_is_refused_by_name(folder, tmp_path):

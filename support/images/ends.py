@@ -5,16 +5,21 @@ end of the file says little; the picture's own lengths and marks say where it en
 """
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
+from support.images.common import PictureError
+
 TAIL = 64                           # bytes at the end of a file in which most pictures end
 PIECE = 2**20                       # bytes that are read at once
 MAX_SCANNED = 2**28                 # bytes that are searched for the end of a JPEG or a GIF
 MAX_STEPS = 10**6                   # chunks of a PNG, tile parts of a JPEG 2000
+MAX_CHUNKS = 20_000                 # of a PNG beside its pixels, and pixels of less than ..
+MIN_PIXEL_CHUNK = 256               # .. so many bytes: each takes time, whatever is in it
 
 
 def is_complete(path: str | Path, image: Image.Image) -> bool:
@@ -100,7 +105,31 @@ def scans_are_separate(file: BinaryIO) -> bool:
     return False
 
 
+MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")         # none of these is among coded pixels
+
+
+def count_scans(file: BinaryIO, most: int) -> int:
+    """How many scans a JPEG has, counted up to `most`: each one goes over all pixels again."""
+    first = next((start for marker, start, _ in jpeg_segments(file) if marker == 0xda), -1)
+    if first < 0:
+        return 0
+    file.seek(first)
+    data = file.read(MAX_SCANNED)
+    count, place = 1, 0
+    while count < most and (found := MARKER.search(data, place)):
+        marker, place = data[found.start() + 1], found.end()
+        if marker == 0xd9:
+            break
+        count += marker == 0xda
+        if marker not in WITHOUT_LENGTH:
+            place += max(2, int.from_bytes(data[place:place + 2], "big"))
+    return count
+
+
 # ---- PNG -----------------------------------------------------------------------------------------
+
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
 
 class Chunk(NamedTuple):
     name: bytes
@@ -109,14 +138,17 @@ class Chunk(NamedTuple):
 
 
 def png_chunks(file: BinaryIO) -> Iterator[Chunk]:
-    """Up to the last, IEND, or to where the file is cut off."""
-    size, place = file_size(file), 8
+    """Up to the last, IEND, or to where the file is cut off. PictureError: too many small ones."""
+    size, place, small = file_size(file), 8, 0
     for _ in range(MAX_STEPS):
         file.seek(place)
         head = file.read(8)
         length = int.from_bytes(head[:4], "big")
         if len(head) < 8 or place + 12 + length > size:
             return
+        small += head[4:] != b"IDAT" or length < MIN_PIXEL_CHUNK
+        if small > MAX_CHUNKS:
+            raise PictureError(f"a PNG of over {MAX_CHUNKS:,} tiny chunks; save it anew")
         yield Chunk(head[4:], place + 8, length)
         if head[4:] == b"IEND":
             return
@@ -254,12 +286,11 @@ def without_extras(path: str | Path) -> io.BytesIO | None:
         head = file.read(8)
         if file_size(file) > MAX_REPAIRED:
             return None
-        if head == PNG_HEAD:
+        if head == PNG_MAGIC:
             return png_without_extras(file)
         return jpeg_without_extras(file) if head.startswith(b"\xff\xd8\xff") else None
 
 
-PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 KEPT_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 
@@ -271,7 +302,7 @@ def png_without_extras(file: BinaryIO) -> io.BytesIO | None:
             if chunk.name in KEPT_CHUNKS or chunk.name == b"tRNS" and i < first]
     if len(kept) == len(chunks):
         return None
-    pieces = [PNG_HEAD]
+    pieces = [PNG_MAGIC]
     for chunk in kept:
         file.seek(chunk.start - 8)
         pieces.append(file.read(chunk.length + 12))

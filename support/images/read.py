@@ -45,6 +45,9 @@ from support.images.common import (
     stretch,
 )
 from support.images.ends import (
+    PNG_MAGIC,
+    count_scans,
+    file_size,
     is_complete,
     png_chunks,
     read_gif_frames,
@@ -140,7 +143,7 @@ def read_with_pillow(path: str | Path, tiff: TiffInfo | None, bands: tuple[int, 
             image.draft(None, (min_side, min_side))             # a JPEG at 1/2, 1/4 or 1/8
         elif large:
             image.draft(None, (size[0] // factor, size[1] // factor))
-        check_memory(*decoder_needs(image, path, size))
+        check_decoder(image, path, size)
         if large:                               # what is left to reduce after the JPEG decoder
             step = max(ceil_div(max(image.size), MAX_SIDE), reduction_factor(image.size, most))
             factor = ceil_div(size[0], image.size[0]) * step
@@ -168,6 +171,8 @@ def open_picture(path: str | Path, tiff: TiffInfo | None = None,
     Of a JPEG or PNG that cannot be opened, or with `repair`, what its pixels do not need (texts,
     EXIF, color profile) is left out, with a note in `info`.
     """
+    if not tiff and "PNG" in formats:
+        check_chunks(path)
     try:
         if not repair:
             image = Image.open(path, formats=("TIFF",) if tiff else tuple(formats))
@@ -181,6 +186,13 @@ def open_picture(path: str | Path, tiff: TiffInfo | None = None,
     if tiff and tiff.page:
         image.seek(tiff.page)
     return image
+
+
+def check_chunks(path: str | Path) -> None:
+    """Of a PNG, up to its pixels. PictureError: too many, Pillow would read each of them."""
+    with open(path, "rb") as file:
+        if file.read(8) == PNG_MAGIC:
+            next((chunk for chunk in png_chunks(file) if chunk.name == b"IDAT"), None)
 
 
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
@@ -241,6 +253,22 @@ def check_animation(image: Image.Image, path: str | Path) -> int:
                                f"frames")
         check_memory(size, 12)                  # the frame, the one before, the next
     return count
+
+
+USUAL_SCANS = 20                    # of a JPEG; encoders make about ten
+MAX_SCANNED_PIXELS = 1_000_000_000  # scans times pixels, of one that has more
+
+
+def check_decoder(image: Image.Image, path: str | Path, whole: tuple[int, int]) -> None:
+    """PictureError where decoding takes too much memory, or a time out of all proportion."""
+    check_memory(*decoder_needs(image, path, whole))
+    if image.format not in ("JPEG", "MPO"):
+        return
+    most = max(USUAL_SCANS, MAX_SCANNED_PIXELS // (whole[0] * whole[1]))
+    with open(path, "rb") as file:
+        if file_size(file) > 10 * most and scans_are_separate(file) and (
+                count_scans(file, most + 1) > most):        # a scan takes ten bytes at least
+            raise PictureError(f"a JPEG of over {most:,} scans; save it anew")
 
 
 def decoder_needs(image: Image.Image, path: str | Path, whole: tuple[int, int]
@@ -471,7 +499,7 @@ def read_header_and_note(path: str, bands: tuple[int, ...] | None) -> tuple[Pict
             if tiff:
                 return read_tiff_header(path, tiff, bands)
             with open_picture(path) as image:
-                check_memory(*decoder_needs(image, path, image.size))
+                check_decoder(image, path, image.size)
                 check_bits(image, path)
                 check_animation(image, path)
                 orientation, note = read_orientation(image, path, None)

@@ -210,6 +210,8 @@ def begin(state: TrainState) -> int:
     found = resume(state) if settings["resume"] else None
     if not found or found.parent.resolve() != out.resolve():
         run_id = state.run["id"] if found else None
+        if settings["resume"] and not found and not settings["overwrite"]:
+            from_rank_0(lambda: refuse_damaged_run(out))
         from_rank_0(lambda: refuse_other_run(out, checkpoint_folders(out), run_id,
                                              settings["overwrite"]))
     if not found:
@@ -220,6 +222,14 @@ def begin(state: TrainState) -> int:
             log.replace(out / "log.old.jsonl")          # --overwrite replaces
         write_run(out, state.run)
     return state.step
+
+
+def refuse_damaged_run(out: Path) -> None:
+    """UserError where the run that is to go on has checkpoints, and none of them is sound."""
+    run = read_run(out).get("id", "")
+    if run and any(is_of_run(path, run) for path in checkpoint_folders(out)):
+        raise UserError(f"{out}: none of its checkpoints is sound; begin anew with --overwrite, or "
+                        "name another --output_dir")
 
 
 def resume(state: TrainState) -> Path | None:
