@@ -30,6 +30,7 @@ from support.training.checkpoints import (
     save,
     why_incomplete,
 )
+from support.training.runs import lock_folder
 from train import TrainConfig, build_model, make_optimizer
 
 
@@ -280,6 +281,15 @@ def test_a_small_disk_is_refused_before_and_while_it_is_written(tmp_path):
     done = subprocess.run([*alone, sys.executable, "-c", SMALL_DISK, str(tiny.ROOT),
                            str(tiny.ROOT / "tests"), str(tmp_path)], capture_output=True, text=True)
     assert done.stdout == "mounted\nrefused\nrefused\n", done.stderr
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "f").write_text("mine")
+    for place in (tmp_path / "f", tmp_path / "f" / "x", Path("/proc/x")):
+        with pytest.raises(UserError, match=f"^--output_dir {place}: cannot be written to"), (
+                lock_folder(place, 0)):
+            pass
+    assert (tmp_path / "f").read_text() == "mine"
 
 
 # ---- save and resume -----------------------------------------------------------------------------

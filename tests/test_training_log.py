@@ -103,6 +103,16 @@ def test_a_logger_whose_package_is_missing_is_refused_before_any_is_opened(tmp_p
         open_loggers(["json", "abacus"], tmp_path, {})
 
 
+def test_a_log_that_cannot_be_written_is_told_once_and_the_training_goes_on(tmp_path, capsys):
+    log = make_logger(tmp_path)
+    log.file.close()
+    log.file = open("/dev/full", "ab", buffering=0)
+    for step in (1, 2):
+        log.write({"step": step, "loss": 1.0})
+    log.file.close()
+    assert capsys.readouterr().err.count("No space left on device") == 1
+
+
 def test_the_summary_counts_parameters_samples_and_rows(tmp_path, capsys):
     model = tiny.skyeye()
     model.requires_grad_(False)
