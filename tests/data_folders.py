@@ -1,6 +1,6 @@
 """One small folder in each layout that support/readers knows, and how its rows are read in tests.
 
-Pictures are empty files: no reader opens one.
+Pictures are empty files: no reader but YOLO's, whose boxes are parts of the sides, opens one.
 """
 import json
 
@@ -61,7 +61,7 @@ def row_errors(name, place, split="train"):
     try:
         for row in FORMATS[name].read(place, split, errors):
             Sample(**row | {"images": tuple(row["images"])})
-    except (ValueError, UserError) as error:
+    except (ValueError, OSError, UserError) as error:
         errors.append(str(error))
     assert all("\n" not in line and str(place) in line for line in errors)
     return errors
@@ -203,6 +203,18 @@ def make_coco(place, name="instances_train2017.json"):
     touch(place / "images", "P1.png", "P2.png")
 
 
+def make_yolo(place, images="images", labels="labels", size=(200, 100)):
+    """The same as text, with the names of the classes in data.yaml."""
+    names = sorted({label for objects in OBJECTS.values() for label, _ in objects})
+    for name, objects in OBJECTS.items():
+        lines = [f"{names.index(label)} {(x1 + x2) / 2 / size[0]} {(y1 + y2) / 2 / size[1]} "
+                 f"{(x2 - x1) / size[0]} {(y2 - y1) / size[1]}"
+                 for label, (x1, y1, x2, y2) in objects]
+        write(place / labels / f"{name}.txt", "\n".join(lines) + "\n")
+        tiny.picture(place / images / f"{name}.png", *size)
+    write(place / "data.yaml", f"train: ../train/images\n\nnc: {len(names)}\nnames: {names}\n")
+
+
 def make_rsvg(place, folder="images"):
     for name in ("00010", "00002"):         # two pictures, two objects each
         objects = "".join(xml_object("ship", (i, 2, 30, 20), DESCRIPTION.format(f"{name} {i}\n"))
@@ -211,6 +223,24 @@ def make_rsvg(place, folder="images"):
         touch(place / folder, f"{name}.jpg")
     write(place / "train.txt", "0\n3\n")
     write(place / "val.txt", "1\n")
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+def metadata_rows():
+    """A caption, a question, and the objects of above."""
+    boxes = {f"{name}.png": {"bbox": [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in own],
+                             "categories": [label for label, _ in own]}
+             for name, own in OBJECTS.items()}
+    return [{"file_name": "0.png", "text": "a port ."},
+            {"file_name": "0.png", "question": "is it wet?", "answer": "yes"},
+            *({"file_name": name, "objects": objects} for name, objects in boxes.items())]
+
+
+def make_metadata(place, folder="."):
+    rows = metadata_rows()
+    write(place / folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    touch(place / folder, *(row["file_name"] for row in rows))
 
 
 # ---- conversations -------------------------------------------------------------------------------
@@ -228,4 +258,5 @@ def make_skyeye(place):
 MAKERS = {"rsicd": make_rsicd, "nwpu_captions": make_nwpu, "caption_lists": make_caption_lists,
           "capera": make_capera, "rsvqa": make_rsvqa, "rsivqa": make_rsivqa, "voc": make_voc,
           "dota": make_dota, "coco": make_coco, "dior_rsvg": make_rsvg,
-          "class_folder": make_class_folders, "skyeye": make_skyeye, "floodnet": make_floodnet}
+          "class_folder": make_class_folders, "skyeye": make_skyeye, "floodnet": make_floodnet,
+          "yolo": make_yolo, "metadata": make_metadata}

@@ -66,7 +66,7 @@ def test_no_layout_matches_an_empty_folder_or_loose_pictures(tmp_path):
 
 
 def test_a_layout_that_does_not_exist_is_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match="--format imagenet: unknown; there are llava, skyeye"):
+    with pytest.raises(DataError, match="--format imagenet: unknown; there are metadata, coco"):
         read_data(tmp_path, format_name="imagenet")
 
 

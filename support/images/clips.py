@@ -53,7 +53,7 @@ def is_clip(path: str | Path) -> bool:
     return os.path.isdir(path) or path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def read_clip(path: str | Path, frames: int = 8) -> list[Picture]:
+def read_clip(path: str | Path, frames: int = 8, bands: tuple[int, ...] = ()) -> list[Picture]:
     """-> at most `frames` pictures, evenly spaced. PictureError: one line with the path.
 
     Together they have at most CLIP_PIXELS: larger ones are reduced, as large pictures are.
@@ -62,7 +62,7 @@ def read_clip(path: str | Path, frames: int = 8) -> list[Picture]:
     if os.path.isdir(path):
         files = frame_files(path)
         indices = frame_indices(len(files), frames)
-        return [read_picture(files[i], most=CLIP_PIXELS // len(indices)) for i in indices]
+        return [read_picture(files[i], bands, most=CLIP_PIXELS // len(indices)) for i in indices]
     with one_line_errors(path), pixel_limit():
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return read_video_frames(path, frame_indices(count_video_frames(path), frames))
@@ -86,7 +86,7 @@ def check_pixels(paths: Iterable[str], bands: tuple[int, ...] = (), frames: int 
 def fault_of_pixels(path: str, bands: tuple[int, ...], frames: int) -> str:
     try:
         if is_clip(path):
-            read_clip(path, frames)
+            read_clip(path, frames, bands)
         else:
             read_picture(path, bands)
         return ""

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -440,11 +441,11 @@ def read_headers(paths: Iterable[str], bands: tuple[int, ...] | None = None
     return dict(zip(paths, map_pictures(partial(read_header, bands=bands), paths), strict=True))
 
 
-def read_notes(paths: Iterable[str]) -> dict[str, str]:
+def read_notes(paths: Iterable[str], bands: tuple[int, ...] | None = None) -> dict[str, str]:
     """As read_headers: what the user should know of each picture's tags, or "". For those that can
     be read: damaged EXIF data, which page is shown, bands that have to be chosen."""
     paths = list(dict.fromkeys(paths))
-    return dict(zip(paths, map_pictures(read_note, paths), strict=True))
+    return dict(zip(paths, map_pictures(partial(read_note, bands=bands), paths), strict=True))
 
 
 Result = TypeVar("Result")
@@ -481,8 +482,8 @@ def read_header(path: str, bands: tuple[int, ...] | None = None) -> PictureHeade
     return read_header_and_note(path, bands)[0]
 
 
-def read_note(path: str) -> str:
-    return read_header_and_note(path, None)[1]
+def read_note(path: str, bands: tuple[int, ...] | None = None) -> str:
+    return read_header_and_note(path, bands)[1]
 
 
 def read_header_and_note(path: str, bands: tuple[int, ...] | None) -> tuple[PictureHeader, str]:
@@ -501,7 +502,8 @@ def read_header_and_note(path: str, bands: tuple[int, ...] | None) -> tuple[Pict
             with open_picture(path) as image:
                 check_decoder(image, path, image.size)
                 check_bits(image, path)
-                check_animation(image, path)
+                if check_animation(image, path) == 1:
+                    check_bands(image, bands or ())
                 orientation, note = read_orientation(image, path, None)
                 note = join_notes(image.info.get(NOTE_KEY, ""), note)
                 fault = "" if is_complete(path, image) else f"{name}: cut off at its end"
@@ -517,12 +519,24 @@ def read_tiff_header(path: str, tiff: TiffInfo, bands: tuple[int, ...] | None
     note, fault = tiff.note, read_missing(path)
     try:
         check_tags(tiff, bands or ())
+        if bands and pillow_is_right(tiff, bands):
+            with suppress(UnidentifiedImageError), open_picture(path, tiff) as image:
+                check_bands(image, bands)
     except PictureError as error:
         if bands is not None or tiff.bands <= 4:
             raise
         note = join_notes(note, str(error))
     size = oriented_size(tiff.size, tiff.orientation)
     return PictureHeader(*size, fault and f"{printable(path)}: {fault}"), note
+
+
+def check_bands(image: Image.Image, bands: tuple[int, ...]) -> None:
+    """PictureError for an open picture that Pillow reads and that lacks one of these bands."""
+    if bands:
+        deep = image.mode[0] in "IF"
+        several = image.mode in ("1", "L", "LA", "RGBA") and not (image.tile and image.tile[0][3]
+                                                             in LOW_BYTES)
+        choose_bands(bands, 1 if deep else len(image.getbands()) if several else 3, "8-bit")
 
 
 def check_bits(image: Image.Image, path: str | Path) -> None:

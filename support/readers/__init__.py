@@ -38,6 +38,7 @@ from support.readers.common import (
     describe_error,
 )
 from support.readers.conversations import is_llava, is_skyeye, read_llava, read_skyeye
+from support.readers.metadata import is_metadata, read_metadata
 from support.readers.objects import (
     is_coco,
     is_dior_rsvg,
@@ -58,6 +59,7 @@ from support.readers.questions import (
     read_rsivqa,
     read_rsvqa,
 )
+from support.readers.yolo import is_yolo, read_yolo
 
 # ---- layouts -------------------------------------------------------------------------------------
 
@@ -67,6 +69,10 @@ class Reader(NamedTuple):
 
 
 FORMATS = {
+    # Hugging Face's imagefolder: metadata.jsonl, metadata.csv
+    "metadata": Reader(is_metadata, read_metadata),
+    # boxes of classes, as three tasks; so are yolo, voc and dota; a folder or one .json
+    "coco": Reader(is_coco, read_coco),
     # a .json or .jsonl of conversations, also ms-swift's
     "llava": Reader(is_llava, read_llava),
     # SkyEye-968k's folder, and the miniature world
@@ -85,8 +91,8 @@ FORMATS = {
     "rsivqa": Reader(is_rsivqa, read_rsivqa),
     # one JSON of questions a split
     "floodnet": Reader(is_floodnet, read_floodnet),
-    # boxes of classes, as three tasks; so are voc and dota
-    "coco": Reader(is_coco, read_coco),
+    # images/ and labels/*.txt
+    "yolo": Reader(is_yolo, read_yolo),
     # DIOR-RSVG, RSVG: VOC XML and running object numbers
     "dior_rsvg": Reader(is_dior_rsvg, read_dior_rsvg),
     "voc": Reader(is_voc, read_voc),
@@ -113,15 +119,18 @@ def find_format(place: Path, format_name: str = "") -> Reader:
 # ---- samples -------------------------------------------------------------------------------------
 
 def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Sequence[str] = (),
-              format_name: str = "", skipped: list[str] | None = None) -> Sequence[Sample]:
-    """A folder in a known layout, or a LLaVA .json / .jsonl -> its samples.
+              format_name: str = "", skipped: list[str] | None = None,
+              image_folder: str = "", bands: Sequence[int] = ()) -> Sequence[Sample]:
+    """A folder in a known layout, or a file such as a LLaVA .json / .jsonl -> its samples.
 
     Outside train, all captions of a picture are one sample. Stage 1 leaves multi-task
     conversations out, stage 2 takes only these if there are any; tasks: of all, only these.
     Rows and pictures that are wrong are a DataError, or, where `skipped` is a list, are left out
-    and described there.
+    and described there. image_folder: where the pictures of a file are, if not beside it. bands:
+    of a picture with more than three, those that will be shown.
     """
-    single, conversations, errors = read_split(Path(place), split, format_name, tasks)
+    single, conversations, errors = read_split(Path(place), split, format_name, tasks,
+                                                image_folder)
     if skipped is not None:
         skipped += errors
     elif errors:
@@ -130,16 +139,16 @@ def read_data(place: str | Path, split: str = "train", stage: int = 0, tasks: Se
     if not stage:
         single.join(conversations)
     samples = (conversations or single) if stage == 2 else (single or conversations)
-    samples = drop_broken_pictures(samples, place, skipped)
+    samples = drop_broken_pictures(samples, place, skipped, tuple(bands))
     if not samples:
         raise DataError(f"{place}: no samples in split {split!r}")
     return samples if split == "train" else gather_references(list(samples))
 
 
-def drop_broken_pictures(samples: SampleTable, place: str | Path, skipped: list[str] | None
-                         ) -> SampleTable:
+def drop_broken_pictures(samples: SampleTable, place: str | Path, skipped: list[str] | None,
+                         bands: tuple[int, ...] = ()) -> SampleTable:
     """Without the samples whose pictures cannot be read; DataError where `skipped` is None."""
-    headers = read_headers(path for paths in samples.image_sets for path in paths)
+    headers = read_headers((path for paths in samples.image_sets for path in paths), bands)
     broken = {path: reason for path, (_, _, reason) in headers.items() if reason}
     wrong = {} if broken and skipped is None else wrong_boxes(samples, headers)
     if not broken and not wrong:
@@ -167,15 +176,15 @@ def wrong_boxes(samples: SampleTable, headers: dict[str, PictureHeader]) -> dict
     return wrong
 
 
-def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[str] = ()
-               ) -> tuple[SampleTable, SampleTable, list[str]]:
+def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[str] = (),
+               image_folder: str = "") -> tuple[SampleTable, SampleTable, list[str]]:
     """-> single-task samples, conversations, and a line for each row that is wrong.
 
     DataError: the layout is unknown, or one of its files is wrong or missing.
     """
     single, conversations = SampleTable(), SampleTable()
     errors: list[str] = []
-    for row in read_rows(place, split, format_name, errors):
+    for row in read_rows(place, split, format_name, errors, image_folder):
         if not tasks or row["task"] in tasks:
             table = conversations if row["task"] == "conversation" else single
             try:
@@ -185,10 +194,13 @@ def read_split(place: Path, split: str, format_name: str = "", tasks: Sequence[s
     return single, conversations, list(map(printable, errors))
 
 
-def read_rows(place: Path, split: str, format_name: str, errors: list[str]) -> Iterator[dict]:
+def read_rows(place: Path, split: str, format_name: str, errors: list[str],
+              image_folder: str = "") -> Iterator[dict]:
     """The fields of each sample, pictures with their full paths."""
     reader = find_format(place, format_name)
-    root = PictureRoot(place if place.is_dir() else place.parent)
+    root = PictureRoot(place)
+    if place.is_file():
+        root = PictureRoot(Path(image_folder or place.parent), "; --image_folder names another")
     paths_of: dict[tuple[str, ...], tuple[str, ...]] = {}    # many samples name the same
     try:
         for row in reader.read(place, split, errors):
@@ -219,6 +231,15 @@ def gather_references(samples: list[Sample]) -> list[Sample]:
     gathered = [replace(group[0], references=tuple(sample.turns[0][1] for sample in group))
                 for group in captions.values()]
     return gathered + others
+
+
+def check_image_folder(image_folder: str, places: Sequence[str]) -> None:
+    """UserError: --image_folder is no folder, or none of the data sets is a file."""
+    if image_folder and not Path(image_folder).is_dir():
+        raise UserError(f"--image_folder {image_folder}: no such folder")
+    if image_folder and not any(Path(place).is_file() for place in places):
+        raise UserError(f"--image_folder {image_folder}: it is for data in one file, as a .json; a "
+                        "folder of data has its pictures in it")
 
 
 # ---- ratios --------------------------------------------------------------------------------------

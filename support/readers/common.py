@@ -385,8 +385,9 @@ def find_picture(place: Path, folders: Sequence[str], name: str) -> str:
 class PictureRoot:
     """The folder that a data set's pictures must be in."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.real = folder, os.path.realpath(folder)
+    def __init__(self, folder: Path, advice: str = ""):
+        """advice: what to do about a picture elsewhere, for the message."""
+        self.folder, self.real, self.advice = folder, os.path.realpath(folder), advice
         self.is_inside: dict[str, bool] = {}                # of the folders that were met
 
     def resolve(self, name: str) -> str:
@@ -396,7 +397,8 @@ class PictureRoot:
         check_name(name)
         path = name_inside(self.folder, name)
         if leaves_folder(path):
-            raise ValueError(f"{name}: a data file may only name pictures inside {self.folder}")
+            raise ValueError(f"{name}: a data file may only name pictures inside {self.folder}"
+                             f"{self.advice}")
         found = str(self.folder / path)
         if not os.path.lexists(found):
             found = next(filter(os.path.lexists, other_cases(found)), found)
@@ -433,7 +435,7 @@ class PicturePaths(dict):
 
 # ---- splits --------------------------------------------------------------------------------------
 
-SPLIT_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:id)?(?![a-z])")
+SPLIT_NAME = re.compile(r"(?<![a-z])(train|val|test)(?:id|idation)?(?![a-z])")
 
 
 def splits_in_name(file: Path) -> list[str]:
@@ -443,13 +445,13 @@ def splits_in_name(file: Path) -> list[str]:
 
 def read_split_list(folder: Path, split: str) -> list[tuple[str, str]] | None:
     """{split}.txt, one picture a line -> [(file:line, name from the folder)]; None where no split
-    has a list."""
+    has a list. FileNotFoundError: others have."""
     file = find_file(folder, f"{split}.txt")
     if file.is_file():
         return [(f"{file}:{i}", name_inside(folder, line.strip()))
                 for i, line in enumerate(read_lines(file), 1) if line.strip()]
     if any(find_file(folder, f"{name}.txt").is_file() for name in ("train", "val", "test")):
-        raise ValueError(f"{file}: no such list, though other splits have theirs")
+        raise FileNotFoundError(f"{file}: no such list, though other splits have theirs")
     return None
 
 

@@ -4,6 +4,8 @@ COCO: one JSON of images, annotations and categories
 
     FOLDER/instances_train.json   or train.json, or in annotations/; no split in its name: all
     FOLDER/images/                or a folder named as the split (train, train2017)
+    FOLDER/{train,valid,test}/_annotations.coco.json, the pictures beside it: Roboflow's
+    FILE.json                     alone: pictures are named from its folder, or --image_folder
 
 VOC XML, as HRRSD and DIOR have it
 
@@ -95,6 +97,11 @@ def is_coco(place: Path) -> bool:
 
 
 def coco_files(place: Path) -> list[Path]:
+    """Those of a folder; or the one file that is named, with pictures beside it."""
+    if place.is_file():
+        head = read_head(place) if place.suffix.lower() == ".json" else ""
+        other = re.search('"(conversations|messages)"', head)
+        return [place] if looks_like_coco(head) and not other else []
     found = [*find_files(place, "*.json"), *find_files(place / "annotations", "*.json")]
     if place.is_dir():                              # Roboflow's: a folder a split
         found += [file for folder in subfolders(place)
@@ -110,12 +117,15 @@ def looks_like_coco(head: str) -> bool:
 def coco_file(place: Path, split: str) -> Path:
     """The file that names the split; else the one that names none."""
     found = coco_files(place)
+    if place.is_file():
+        return place
     splits_of = {file: splits_in_name(file) or coco_folder_splits(place, file) for file in found}
     files = ([file for file in found if split in splits_of[file]]
              or [file for file in found if not splits_of[file]])
     if len(files) != 1:
-        names = ", ".join(file.name for file in found)
-        raise ValueError(f"{place}: {len(files)} files for split {split!r} among {names}")
+        names = ", ".join(file.relative_to(place).as_posix() for file in found)
+        error = ValueError if files else FileNotFoundError
+        raise error(f"{place}: {len(files)} files for split {split!r} among {names}")
     return files[0]
 
 
@@ -141,7 +151,7 @@ def read_coco(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
         except ROW_ERRORS as error:
             errors.append(describe_error(f"{file}:{number}", error))
             incomplete.add(row.get("image_id") if isinstance(row, dict) else None)
-    beside = file.parent.relative_to(place).as_posix()
+    beside = file.parent.relative_to(place if place.is_dir() else place.parent).as_posix()
     folders = ("images", split, f"images/{split}", file.stem.removeprefix("instances_"), ".",
                *([beside] if beside not in (".", "annotations") else []))
     if beside not in (".", "annotations"):          # names are those of one split's folder
@@ -150,7 +160,7 @@ def read_coco(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
         if image_id not in incomplete:
             source = f"{file}:image {image_id}"
             with skip_bad_row(source, errors):
-                picture = find_picture(place, folders, name)
+                picture = find_picture(place, folders, name) if place.is_dir() else name
                 yield from object_samples(picture, objects[image_id], source)
 
 

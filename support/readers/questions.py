@@ -274,10 +274,15 @@ def listed_classes(question: str) -> list[str]:
     return classes.split(", ") if before and after and classes else []
 
 
+OTHER_TABLES = ("_annotations.coco.json", "metadata.jsonl", "metadata.csv")  # in a split's folder
+
+
 def is_class_folder(place: Path) -> bool:
     if not place.is_dir() or any(find_files(place, other) for other in OTHER_ANNOTATIONS):
         return False
     folders = class_folders(place)
+    if any((folder / name).is_file() for folder in folders for name in OTHER_TABLES):
+        return False
     return len(folders) > 1 and all(map(list_pictures, folders)) and not question_files(place)
 
 
