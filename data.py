@@ -101,7 +101,7 @@ def load_images(paths: Iterable[str | Path], bands: Sequence[int] = (), frames: 
     try:
         for path in paths:
             if is_clip(path):
-                found += read_clip(path, frames)
+                found += read_clip(path, frames, tuple(bands))
             else:
                 found.append(read_picture(path, tuple(bands), min_side))
     except PictureError as error:
@@ -476,6 +476,15 @@ def draw_augmentation(samples: Sequence[Sample], rng: random.Random) -> Augmenta
                         brightness=rng.uniform(-0.3, 0.3))
 
 
+def length_fault(text: int, whole: int, max_tokens: int, max_positions: int = 0) -> str:
+    """What is wrong with a sample of so many tokens of text, and with its images; or ""."""
+    if text > max_tokens:
+        return f"{text:,} tokens of text, over --max_tokens {max_tokens}"
+    if 0 < max_positions < whole:
+        return f"{whole:,} tokens with its pictures, and the model's context has {max_positions}"
+    return ""
+
+
 class EpochPlan(NamedTuple):
     """Row r of an epoch has the samples order[starts[rows[r]]:starts[rows[r] + 1]]."""
     order: np.ndarray           # int[samples]: sample numbers, those that share a row side by side
@@ -493,7 +502,8 @@ class PackedDataset(torch.utils.data.Dataset):
     Rows of like length come in buckets of `bucket_size`, the rows of a step, as a batch is padded
     to its longest row.
 
-    image_size: pixels a side. visual_tokens: of an image. max_tokens: of a sample.
+    image_size: pixels a side. visual_tokens: of an image. max_tokens: of a sample's text.
+    max_positions: of the model's context; 0: not known.
     bands, frames: as load_images takes them.
     """
 
@@ -501,14 +511,14 @@ class PackedDataset(torch.utils.data.Dataset):
                  visual_tokens: int, *, style: str = "skyeye", questions_per_row: int = 1,
                  augment: bool = False, seed: int = 42, max_tokens: int = 1024,
                  ratios: Sequence[tuple[int, float]] = (), bucket_size: int = 1,
-                 bands: Sequence[int] = (), frames: int = 8):
+                 bands: Sequence[int] = (), frames: int = 8, max_positions: int = 0):
         if not isinstance(samples, SampleTable):
             samples = SampleTable(map(vars, samples))
         self.samples, self.tokenizer, self.style = samples, tokenizer, style
         self.image_size, self.visual_tokens, self.max_tokens = image_size, visual_tokens, max_tokens
         self.questions_per_row, self.bucket_size = questions_per_row, bucket_size
         self.augment, self.seed = augment, seed
-        self.bands, self.frames = bands, frames
+        self.bands, self.frames, self.max_positions = bands, frames, max_positions
         self.ratios = ratios
         # Samples with the same number here, those of one data set about the same images, may share
         # a row.
@@ -556,9 +566,9 @@ class PackedDataset(torch.utils.data.Dataset):
         for segment, (source, turns) in enumerate(samples, start=1):
             own_ids, own_labels, prefix_len = encode_conversation(
                 self.tokenizer, turns, self.visual_tokens, num_images, self.style)
-            if len(own_ids) > self.max_tokens:
-                raise DataError(f"{source}: {len(own_ids)} tokens, over --max_tokens "
-                                f"{self.max_tokens}")
+            text = len(own_ids) - own_ids.count(-1)
+            if fault := length_fault(text, len(own_ids), self.max_tokens, self.max_positions):
+                raise DataError(f"{source}: {fault}")
             own_segments = [0] * prefix_len + [segment] * (len(own_ids) - prefix_len)
             skip = 0 if segment == 1 else prefix_len            # the prefix is in the row already
             ids += own_ids[skip:]

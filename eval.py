@@ -85,7 +85,7 @@ from support.metrics.boxes import CONVENTIONS, LOCATED_TASKS
 from support.metrics.captions import caption_scores as caption_scores  # for those who import eval
 from support.metrics.figures import error_score, task_details, task_figures
 from support.metrics.statistics import ScoringOptions
-from support.readers import FORMATS, gather_references, read_data
+from support.readers import FORMATS, check_image_folder, gather_references, read_data
 from support.readers.common import DataError, Sample
 from support.training.distributed import finish_processes, start_processes, wait_for_all
 from support.training.watch import explain_failure
@@ -129,6 +129,8 @@ class EvalConfig:
     seed: int = option(42, "seed of the rows that --limit draws")
     skip_bad: bool = option(False, "leave out and count rows whose truth cannot be scored, instead "
                             "of refusing them")
+    image_folder: str = option("", "folder of the pictures that a .json or .jsonl of --data names; "
+                               "empty: the file's own", metavar="FOLDER")
     bands: tuple[int, ...] = option((), "bands to use as red, green and blue, counted from 1, of "
                                     "pictures with more than three, such as 4,3,2",
                                     type=parse_bands, nargs=None, metavar="R,G,B")
@@ -171,15 +173,18 @@ def parse_args(argv: Sequence[str] | None = None) -> EvalConfig:
 
 # ---- questions -----------------------------------------------------------------------------------
 
-def read_questions(job: Job, format_name: str = "") -> list[Sample]:
+def read_questions(job: Job, format_name: str = "", image_folder: str = "",
+                   bands: Sequence[int] = ()) -> list[Sample]:
     """The samples that a job asks about: those of the benchmark's task, or of every task.
 
     The turns of a conversation file are questions of the benchmark's task. DataError.
     """
     tasks = [BENCHMARKS[job.benchmark].task] if job.benchmark else list(EVAL_PROMPTS)
     samples = [sample for place in job.places
-               for sample in read_data(place, job.split, format_name=format_name)]
-    is_conversation = bool(job.benchmark) and Path(job.places[0]).is_file()
+               for sample in read_data(place, job.split, format_name=format_name,
+                                       image_folder=image_folder, bands=bands)]
+    is_conversation = bool(job.benchmark) and Path(job.places[0]).is_file() and all(
+        sample.task == "conversation" for sample in samples)
     if is_conversation:
         samples = [turn for sample in samples for turn in split_turns(sample, tasks[0])]
     samples = [sample for sample in samples if sample.task in tasks]
@@ -382,7 +387,7 @@ def run(job: Job, samples: Sequence[Sample], record: dict, model: SkyEyeGPT, tok
 
     # 3. Answers, written as they come
     name = "predictions.jsonl" if world_size == 1 else f"predictions.rank{rank}.jsonl"
-    base = names_base(job.places)
+    base = names_base([*job.places, *filter(None, [config.image_folder])])
     with output_errors(job.folder / name), open(
             job.folder / name, "a", encoding="utf-8") as file, tqdm(
             total=sum(map(len, shard)), unit="row", desc=job.name, disable=rank > 0 or None) as bar:
@@ -449,7 +454,7 @@ def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
     left_out = record.get("left_out", 0)
     if config.skip_bad and not left_out:
         left_out = len(read_jsonl(file)) - len(rows)
-    base = names_base(config.data)
+    base = names_base([*config.data, *filter(None, [config.image_folder])])
     rows = [portable_row(row, base) for row in rows]        # also of runs that wrote whole paths
     if config.corner:
         rows = [row | {"corner": True} for row in rows]
@@ -504,6 +509,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank == 0:
         ensure_world(config.data)
     wait_for_all()
+    check_image_folder(config.image_folder, config.data)
     jobs, missing = plan_jobs(config.benchmark, config.split, config.data, config.output_dir)
     if missing and rank == 0:
         print(f"not in {config.data[0]}: {', '.join(missing)}", file=sys.stderr)
@@ -521,7 +527,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_results, errors = [], []
     for job in jobs:
         try:
-            samples = read_questions(job, config.format)
+            samples = read_questions(job, config.format, config.image_folder, config.bands)
             scorable_samples(samples, config.skip_bad)
         except UserError as error:              # the other benchmarks are still evaluated
             errors.append(f"{job.name}: {error}" if len(jobs) > 1 else str(error))

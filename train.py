@@ -34,9 +34,10 @@ from support.common import (
     option,
 )
 from support.images.common import parse_bands
-from support.readers import FORMATS, parse_ratios, read_data
+from support.readers import FORMATS, check_image_folder, parse_ratios, read_data
 from support.readers.common import DataError, SampleTable
 from support.training import checkpoints, runs
+from support.training.checks import TokenCounter, drop_long_rows, note_text_boxes
 from support.training.distributed import (
     any_process,
     check_shardable,
@@ -84,6 +85,8 @@ class TrainConfig:
                                     + "; empty: all tasks")
     format: str = option("", "layout of the data, one of " + " ".join(FORMATS)
                          + "; empty: recognized from the files")
+    image_folder: str = option("", "folder of the pictures that a .json or .jsonl of --data names; "
+                               "empty: the file's own", metavar="FOLDER")
     bands: tuple[int, ...] = option((), "which bands of a multispectral picture are red, green and "
                                     "blue, as in 4,3,2", type=parse_bands, nargs=None)
     frames: int = option(8, "frames taken from a clip; 1: the paper's single frame")
@@ -91,7 +94,8 @@ class TrainConfig:
                                       "layout of MiniGPT-v2")
     augment: bool = option(False, "crop, mirror and rotate pictures where no word forbids it, and "
                            "change their brightness")
-    max_tokens: int = option(1024, "longest sample in tokens; a longer one is an error")
+    max_tokens: int = option(1024, "tokens of text that a sample may have, its pictures not "
+                             "counted; a longer one is an error")
     skip_bad: bool = option(False, "leave out faulty rows and unreadable pictures, count them, and "
                             "name those met in training in log.jsonl; over 10 % end the run")
     # --- model ---
@@ -263,11 +267,18 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
         ensure_world(config.data)
     wait_for_all()
     skipped: list[str] | None = [] if config.skip_bad else None
-    data_sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped)
-                 for place in config.data]
+    check_image_folder(config.image_folder, config.data)
+    data_sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped,
+                           config.image_folder, config.bands) for place in config.data]
+    counter = TokenCounter(tokenizer, model.config.prompt, model.config.visual_tokens,
+                           config.max_tokens, model.config.llama.max_positions, config.frames)
+    data_sets = [drop_long_rows(data_set, counter, config.skip_bad, quiet=get_rank() > 0)
+                 for data_set in data_sets]
     samples = SampleTable()
     for data_set in data_sets:
         samples.join(data_set)
+    if get_rank() == 0 and (note := note_text_boxes(samples)):
+        print(f"note: {note}", file=sys.stderr)
     if skipped and get_rank() == 0:
         print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     shares = zip(map(len, data_sets), ratios, strict=True) if ratios else ()
@@ -277,7 +288,8 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
         questions_per_row=config.questions_per_image, augment=config.augment, seed=config.seed,
         max_tokens=config.max_tokens, ratios=list(shares),
         bucket_size=config.batch_size * config.grad_accum * get_world_size(),
-        bands=config.bands, frames=config.frames)
+        bands=config.bands, frames=config.frames,
+        max_positions=model.config.llama.max_positions)
     return dataset, data_sets, skipped or []
 
 

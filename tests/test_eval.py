@@ -182,6 +182,30 @@ def test_rsvqas_mean_leaves_out_counts_and_the_papers_rows_stand_above(model, tm
     assert "10,004 questions published, 8 found" in result["remarks"][0]
 
 
+@pytest.mark.parametrize("kind", ["conversations", "metadata", "coco"])
+def test_data_in_one_file_are_evaluated_with_their_pictures_elsewhere(kind, model, tmp_path):
+    """Of the two folders' names only what is below the one that both are in is written."""
+    tiny.picture(tmp_path / "home/pictures/a.png")
+    turns = [{"from": "human", "value": "<image>\na road ?"}, {"from": "gpt", "value": "yes"}]
+    talks = [{"image": "a.png", "conversations": turns}]
+    file, text, task = {
+        "conversations": ("a.json", json.dumps(talks), "vqa"),
+        "metadata": ("metadata.csv", "file_name,text\na.png,a sea\na.png,a road", "caption"),
+        "coco": ("boxes.json", json.dumps({
+            "images": [{"id": 0, "file_name": "a.png"}], "categories": [{"id": 1, "name": "ship"}],
+            "annotations": [{"image_id": 0, "category_id": 1, "bbox": [3, 2, 9, 9]}]}), "refer"),
+    }[kind]
+    place = write(tmp_path / "home/texts" / file, text)
+    benchmark = {"vqa": "floodnet", "caption": "ucm", "refer": "rsvg"}[task]
+    evaluate("--model", model, "--data", place, "--benchmark", benchmark, "--split", "test",
+             "--image_folder", tmp_path / "home/pictures", "--output_dir", tmp_path / "out",
+             "--sheet", tmp_path / "sheet.png")
+    [row] = predictions(tmp_path / "out")
+    assert row["task"] == task and row["image"] == ["pictures/a.png"]
+    assert len(row["references"]) == (2 if task == "caption" else 1)
+    assert str(tmp_path) not in json.dumps(row) and (tmp_path / "sheet.png").exists()
+
+
 def test_a_llava_files_turns_are_questions_of_the_benchmarks_task(model, tmp_path):
     turns = [{"from": who, "value": text} for who, text in (
         ("human", "<image>\nIs it flooded?"), ("gpt", "Yes"), ("human", "Really?"), ("gpt", "No"))]

@@ -7,7 +7,7 @@ A finding is a fault, which stops a training, or a note, which does not:
     empty question          only captions need none
     box                     not a number, without area, or outside the picture
     class                   not among those that its question lists
-    too long                over --max_tokens
+    too long                over --max_tokens of text
 
     box corrected           corners in the wrong order, or over the edge: encode_box puts it right
     text box                a box written in a text in other numbers than hundredths
@@ -17,43 +17,34 @@ A finding is a fault, which stops a training, or a note, which does not:
 """
 import json
 import random
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from data import (
-    BOX,
-    PROMPTS,
-    Tokenizer,
-    apply_templates,
-    encode_conversation,
-    load_images,
-    parse_boxes,
-)
+from data import PROMPTS, Tokenizer, apply_templates, load_images, parse_boxes
 from support.common import Box, UserError, option, parse_config
-from support.images.clips import check_pixels, is_clip
+from support.images.clips import check_pixels
+from support.images.common import parse_bands
 from support.images.draw import contact_sheet, draw_boxes
 from support.images.read import PictureHeader, read_headers, read_notes
-from support.readers import FORMATS, read_split
+from support.readers import FORMATS, check_image_folder, read_split
 from support.readers.common import DataError, Sample, SampleTable, box_fault
 from support.readers.conversations import describe_skyeye_fields, is_skyeye
 from support.readers.questions import listed_classes
+from support.training.checks import TokenCounter, describe_text_boxes, length_fault
 
 FAULTS = ("row", "picture", "empty question", "box", "class", "too long")
 NOTES = ("box corrected", "text box", "long strip", "picture tags", "duplicate sample",
          "picture in two splits")
 
 STRIP_RATIO = 4                 # long side to short side, from which a picture is a long strip
-TEMPLATE_TOKENS = 200           # more than a template takes
 MEASURED_SAMPLES = 5000         # samples of a split whose tokens are counted for the histogram
 BUCKET_TOKENS = 64              # width of a bucket of the histogram
-CLIP_FRAMES = 8                 # of a clip, as train.py's --frames has it
 
 EXAMPLES_SAVED, EXAMPLES_SHOWN = 20, 3          # of each kind, in the JSON and on the screen
 
@@ -70,13 +61,18 @@ class CheckConfig:
                        metavar="DATA")
     format: str = option("", "layout of the data set, one of " + " ".join(FORMATS)
                          + "; empty: recognized from its files")
+    image_folder: str = option("", "folder of the pictures that a .json or .jsonl names; empty: "
+                               "the file's own", metavar="FOLDER")
+    bands: tuple[int, ...] = option((), "which bands of a multispectral picture are red, green and "
+                                    "blue, as in 4,3,2", type=parse_bands, nargs=None)
     splits: tuple[str, ...] = option(("train", "val", "test"), "splits to read; those that do not "
                                      "exist are skipped, and --show draws the first")
     tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer that the lengths are "
                             "measured with")
     prompt: str = option("skyeye", "prompt style", choices=tuple(PROMPTS))
     visual_tokens: int = option(16, "visual tokens of a picture; 256 at full size")
-    max_tokens: int = option(1024, "longest sample in tokens; a longer one is a fault")
+    max_tokens: int = option(1024, "tokens of text that a sample may have, its pictures not "
+                             "counted; a longer one is a fault")
     deep: bool = option(False, "with --check: decode every picture and clip, not only the headers")
     json: str = option("", "with --check: write the report to this JSON file", metavar="FILE")
     samples: int = option(12, "with --show: number of samples", aliases=("-n",))
@@ -94,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if bool(args.check) == bool(args.show):
             raise UserError("name a data set with --check or with --show")
+        check_image_folder(args.image_folder, [args.check or args.show])
         return check(args) if args.check else show(args)
     except (UserError, OSError) as error:
         print(f"data.py: {error}", file=sys.stderr)
@@ -103,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: CheckConfig) -> int:
     place = Path(args.check)
     splits = read_splits(place, args)
-    report = check_data(splits, TokenCounter(Tokenizer(args.tokenizer), args), args.deep)
+    tokens = TokenCounter(Tokenizer(args.tokenizer), args.prompt, args.visual_tokens,
+                          args.max_tokens)
+    report = check_data(splits, tokens, args.deep, args.bands)
     if is_skyeye(place):
         print("\n".join(describe_skyeye_fields(place)))
     print(report.text())
@@ -116,14 +115,15 @@ def show(args: CheckConfig) -> int:
     samples, _ = next(iter(read_splits(Path(args.show), args).values()))
     rng = random.Random(args.seed)
     chosen = sorted(rng.sample(range(len(samples)), min(args.samples, len(samples))))
-    contact_sheet([draw_sample(samples[i], rng) for i in chosen]).save(args.out)
+    contact_sheet([draw_sample(samples[i], rng, args.bands) for i in chosen]).save(args.out)
     print(f"{args.out}: {len(chosen)} of {len(samples):,} samples")
     return 0
 
 
-def draw_sample(sample: Sample, rng: random.Random) -> tuple[Image.Image, str]:
+def draw_sample(sample: Sample, rng: random.Random, bands: Sequence[int] = ()
+                ) -> tuple[Image.Image, str]:
     """-> the first picture with its boxes, and the turns as the model is given them."""
-    pictures = load_images(sample.images, frames=1)
+    pictures = load_images(sample.images, bands, frames=1)
     image = pictures[0].image if pictures else Image.new("RGB", (320, 40))
     turns = apply_templates(sample, pictures[0].size if pictures else image.size, rng=rng)
     text = "\n".join(f"{question}\n> {answer}" for question, answer in turns)
@@ -135,7 +135,8 @@ def read_splits(place: Path, args: CheckConfig) -> Splits:
     splits: Splits = {}
     for name in args.splits:
         try:
-            samples, conversations, errors = read_split(place, name, args.format)
+            samples, conversations, errors = read_split(place, name, args.format,
+                                                        image_folder=args.image_folder)
         except DataError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 continue                                # no such split
@@ -190,43 +191,24 @@ class Report:
 
 # ---- checks --------------------------------------------------------------------------------------
 
-class TokenCounter:
-    """How many tokens samples take, with the prompt style and limit of the command line."""
-
-    def __init__(self, tokenizer: Tokenizer, args: CheckConfig):
-        self.tokenizer, self.style = tokenizer, args.prompt
-        self.visual_tokens, self.max_tokens = args.visual_tokens, args.max_tokens
-
-    def count(self, sample: Sample) -> int:
-        """With its boxes at their longest, in the first template."""
-        longest = replace(sample, boxes=((0.99, 0.99, 1, 1),) * len(sample.boxes))
-        turns = apply_templates(longest, (1, 1), style=self.style)
-        num_images = sum(CLIP_FRAMES if is_clip(path) else 1 for path in sample.images)
-        return len(encode_conversation(self.tokenizer, turns, self.visual_tokens, num_images,
-                                       self.style)[0])
-
-    def may_be_too_long(self, sample: Sample) -> bool:
-        """False only where even a token for each byte is within the limit: counting is slow."""
-        num_bytes = 4 * sum(len(text) for turn in sample.turns for text in turn)
-        visual_tokens = self.visual_tokens * len(sample.images)
-        return num_bytes + TEMPLATE_TOKENS + visual_tokens > self.max_tokens
-
-
-def check_data(splits: Splits, tokens: TokenCounter, deep: bool = False) -> Report:
-    """deep: decode every picture."""
+def check_data(splits: Splits, tokens: TokenCounter, deep: bool = False,
+               bands: tuple[int, ...] = ()) -> Report:
+    """deep: decode every picture. bands: as load_images takes them; () if they are not known."""
     report = Report()
-    headers = check_pictures(splits, report, deep)
+    headers = check_pictures(splits, report, deep, bands)
     for name, (samples, errors) in splits.items():
         for error in errors:
             report.add("row", error)
         times: Counter[int] = Counter()                 # of each sample
         step = len(samples) // MEASURED_SAMPLES + 1
+        may_be_long = set(tokens.candidates(samples).tolist())
         for i, sample in enumerate(tqdm(samples, desc=name, unit="sample", disable=None)):
             report.samples[f"{name} {sample.task}"] += 1
             for kind, reason in check_sample(sample, [headers[path] for path in sample.images]):
                 report.add(kind, sample.source, reason)
             times[hash((sample.images, sample.turns, sample.boxes))] += 1
-            check_length(sample, tokens, i % step == 0, report)
+            if i % step == 0 or i in may_be_long:
+                check_length(sample, tokens, i % step == 0, report)
         report.found["duplicate sample"] += sum(count - 1 for count in times.values())
     check_splits(splits, report)
     return report
@@ -234,29 +216,29 @@ def check_data(splits: Splits, tokens: TokenCounter, deep: bool = False) -> Repo
 
 def check_length(sample: Sample, tokens: TokenCounter, measured: bool, report: Report) -> None:
     """measured: whether its length counts in the histogram."""
-    if not measured and not tokens.may_be_too_long(sample):
-        return
-    count = tokens.count(sample)
+    text, whole = tokens.count(sample)
     if measured:
-        report.tokens[count // BUCKET_TOKENS * BUCKET_TOKENS] += 1
-    if count > tokens.max_tokens:
-        report.add("too long", sample.source, f"{count} tokens, over {tokens.max_tokens}")
+        report.tokens[whole // BUCKET_TOKENS * BUCKET_TOKENS] += 1
+    if fault := length_fault(text, whole, tokens.max_tokens):
+        report.add("too long", sample.source, fault)
 
 
-def check_pictures(splits: Splits, report: Report, deep: bool) -> dict[str, PictureHeader]:
-    headers = read_headers(path for samples, _ in splits.values()
-                           for paths in samples.image_sets for path in paths)
+def check_pictures(splits: Splits, report: Report, deep: bool, bands: tuple[int, ...]
+                   ) -> dict[str, PictureHeader]:
+    headers = read_headers((path for samples, _ in splits.values()
+                            for paths in samples.image_sets for path in paths), bands or None)
     report.pictures = len(headers)
     for path, (width, height, fault) in headers.items():
         if fault:
             report.add("picture", fault)
         elif max(width, height) > STRIP_RATIO * min(width, height):
             report.add("long strip", path, f"{width} x {height}, squashed to a square")
-    for path, note in read_notes(headers).items():
+    for path, note in read_notes(headers, bands or None).items():
         if note:
             report.add("picture tags", path, note)
     if deep:
-        for fault in check_pixels([path for path, h in headers.items() if not h.fault]).values():
+        sound = [path for path, header in headers.items() if not header.fault]
+        for fault in check_pixels(sound, bands).values():
             if fault:
                 report.add("picture", fault)
     return headers
@@ -289,23 +271,6 @@ def check_class(question: str, answer: str) -> Iterator[tuple[str, str]]:
     classes = listed_classes(question)
     if classes and answer not in classes:
         yield "class", f"{answer!r} is none of the classes in its question"
-
-
-NUMBER = r"<\s*-?\d{1,9}(?:\.\d{0,20})?\s*>\s*"
-LOOSE_BOX = re.compile(r"\{\s*" + NUMBER * 4 + r"(?:\||\})", re.ASCII)
-
-
-def describe_text_boxes(text: str) -> str:
-    """What a text holds that looks like a box and is none, for a note; "" where there is none."""
-    for match in LOOSE_BOX.finditer(text):
-        numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d*)?", match[0])][:4]
-        fits = BOX.match(text, match.start()) and max(numbers) <= 100
-        if not fits:
-            thousandths = "." not in match[0] and 100 < max(numbers) <= 1000 and min(numbers) >= 0
-            fractions = "." in match[0] and max(numbers) <= 1 and min(numbers) >= 0
-            kind = "thousandths" if thousandths else "fractions" if fractions else "other numbers"
-            return f"{match[0][:60]}: {kind}; a box has whole hundredths, 0 to 100"
-    return ""
 
 
 def check_box(box: Box, width: int, height: int) -> Iterator[tuple[str, str]]:
