@@ -324,6 +324,33 @@ def test_piped_questions_are_answered_line_by_line_and_errors_go_to_stderr(folde
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.parametrize("text, asked, refused", [
+    (b"\xef\xbb\xbf[vqa] a road ?\n", ["[vqa] a road ?"], ""),
+    (b"\xef\xbb\xbf\r\n[vqa] a ?\r\n[vqa] b ?\r\n", ["[vqa] a ?", "[vqa] b ?"], ""),
+    ("[vqa] a\u2028b\x85c\x0cd ?\n[vqa] \u6e2f ?".encode(),
+     ["[vqa] a\u2028b\x85c\x0cd ?", "[vqa] \u6e2f ?"], ""),
+    (b"[vqa] a\rb ?\n", ["[vqa] a\rb ?"], ""),
+    ("[vqa] caf\u00e9 ?\n[vqa] b ?\n".encode("latin-1"), ["[vqa] b ?"], "iconv -f WINDOWS-1252"),
+    ("[vqa] a ?\n".encode("utf-16"), [], "iconv -f UTF-16"),
+    ("[vqa] a ?\n".encode("utf-16-le") + b"\n[vqa] b ?\n", ["[vqa] b ?"], "iconv -f UTF-16"),
+    (b"[vqa] " + b"a road " * 100_000 + b"\n[vqa] b ?\n", ["[vqa] b ?"], "ask shorter")])
+def test_any_bytes_on_a_pipe_are_a_question_or_a_refusal_in_a_line(
+        text, asked, refused, folder, picture, monkeypatch, capsys):
+    """Lines end in \n or \r\n alone; the first may begin with a byte-order mark."""
+    pipe = io.TextIOWrapper(io.BytesIO(text), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", pipe)
+    for name in ("stdout", "stderr"):                           # main sets how they are encoded
+        monkeypatch.setattr(getattr(sys, name), "reconfigure", lambda **_: None, raising=False)
+    code = chat.main([picture, "--model", str(folder), "--max_new_tokens", "2", "--json"])
+    printed = capsys.readouterr()
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["question"] for row in rows if "answer" in row] == asked
+    errors = printed.err.splitlines()
+    assert code == (2 if refused else 0) and bool(errors) == bool(refused)
+    assert all(refused in line and len(line) < 300 for line in errors[:1])
+    assert all(len(row["question"]) <= 1000 for row in rows)
+
+
 def test_json_is_one_object_a_line():
     harbor = "examples/harbor.png"
     done = run_chat(harbor, "--json", stdin="[refer] where is the largest ship ?\n[juggle] x\n"

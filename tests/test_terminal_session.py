@@ -1,4 +1,5 @@
 """Commands do what /help says, and a conversation that is resumed continues where it was left."""
+import io
 import os
 from pathlib import Path
 
@@ -200,15 +201,10 @@ def test_typed_lines_end_with_ctrl_d_and_survive_ctrl_c(folder, monkeypatch, cap
     assert "Ctrl-D leaves" in capsys.readouterr().err
 
 
-class Pipe(list):
-    def isatty(self):
-        return False
-
-
 def test_piped_lines_leave_out_empty_ones(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)                      # closed
     assert list(piped_lines()) == []
-    monkeypatch.setattr("sys.stdin", Pipe([" a \n", "\n", "b\n"]))
+    monkeypatch.setattr("sys.stdin", io.StringIO(" a \n\nb\n"))
     assert list(piped_lines()) == ["a", "b"]
 
 

@@ -27,10 +27,13 @@ def eprint(text: str) -> None:
 
 
 def prepare_streams() -> None:
-    """Replace characters that the terminal's encoding lacks, instead of raising an error."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    """Replace characters that the terminal's encoding lacks, instead of raising an error. Of the
+    input, keep bytes that are no characters as lone surrogates, and end lines at \\n alone."""
+    for stream in (sys.stdout, sys.stderr):
         if stream is not None:                          # None: closed
             stream.reconfigure(errors="replace")
+    if sys.stdin is not None:
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
 
 
 def is_interactive() -> bool:
@@ -77,7 +80,7 @@ def print_json_answer(question: str, answer: str, detections: Sequence[Detection
 
 def print_json_error(question: str, error: Exception) -> None:
     """What stands in the place of an answer where there is none."""
-    print(json.dumps({"question": question, "error": str(error)}), flush=True)
+    print(json.dumps({"question": question[:1000], "error": str(error)}), flush=True)
 
 
 # ---- previews ------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data import IDENTIFIERS
-from support.common import UserError, without_surrogates
+from support.common import UserError
 from support.images.clips import natural_key
 from support.images.draw import unused_name
 from support.images.read import Picture
@@ -132,7 +132,7 @@ class Session:
         A question that differs from the line is printed. UserError: an unknown task, a region that
         cannot be read.
         """
-        line = without_surrogates(line.strip())
+        line = check_line(line.strip())
         has_task = line.startswith("[") and not REGION.match(line)
         question = line if has_task else self.task + line
         pictures = self.conversation.pictures
@@ -256,10 +256,36 @@ def enable_line_editing() -> None:
         importlib.import_module("readline")
 
 
+MAX_LINE = 100_000              # characters; no model's context holds more
+
+
 def piped_lines() -> Iterator[str]:
-    """The lines of a pipe or a file; none if standard input is closed."""
-    if sys.stdin is not None and sys.stdin.isatty():
+    r"""The lines of a pipe or a file, which end in \n or \r\n; none if standard input is closed.
+
+    A byte-order mark is left out, and so is what a line has beyond MAX_LINE and a bit, which
+    check_line refuses.
+    """
+    if sys.stdin is None:
+        return
+    if sys.stdin.isatty():
         eprint("type one question a line, Ctrl-D at the end")
-    for line in sys.stdin or ():
-        if line.strip():
-            yield line.strip()
+    mark = "\ufeff"
+    while line := sys.stdin.readline(2 * MAX_LINE):
+        rest = line
+        while rest and not rest.endswith("\n"):
+            rest = sys.stdin.readline(2 * MAX_LINE)
+        line, mark = line.removeprefix(mark).strip(), ""
+        if line:
+            yield line
+
+
+def check_line(line: str) -> str:
+    """The line. UserError: it is too long, or no text in UTF-8."""
+    if len(line) > MAX_LINE:
+        raise UserError(f"a line of over {MAX_LINE:,} characters ({line[:40]} ..): ask shorter")
+    if "\0" in line or any("\ud800" <= letter <= "\udfff" for letter in line):
+        encoding = "UTF-16" if "\0" in line else "WINDOWS-1252"
+        shown = line.replace("\0", "?").encode("ascii", "replace").decode()[:60]
+        raise UserError(f"a line that is not UTF-8 ({shown}): convert it from what it was saved in "
+                        f"({encoding}?), as in: iconv -f {encoding} -t UTF-8")
+    return line
