@@ -16,7 +16,7 @@ import tiny
 from data import Tokenizer, encode_conversation, preprocess
 from downloads import convert
 from llama import Llama, LlamaConfig
-from projector import SkyEyeConfig
+from projector import SkyEyeConfig, SkyEyeGPT
 from support.checkpoints.load import load_llama, load_vit
 from support.inference.generation import generate
 from support.tools.convert import main
@@ -273,13 +273,49 @@ def their_language():
     return model(golden.ids()).logits
 
 
-def their_encoder(kind, config, layout):
+def their_encoder(kind, config, layout, ours=None):
     """What goes into the last norm of theirs, at our weights."""
     model = kind(config).double().eval()
-    ours = golden.wave(ViT(golden.EVA if layout is layouts.blip2 else golden.CLIP)).state_dict()
+    if ours is None:
+        ours = golden.wave(ViT(golden.EVA if layout is layouts.blip2 else golden.CLIP)).state_dict()
     model.load_state_dict({k.removeprefix("vision_model."): v for k, v in layout(ours, 2).items()
                            if k.startswith("vision_model.")})
     return model(golden.pictures().double(), output_hidden_states=True).hidden_states
+
+
+def their_features(variant, ours=None):
+    if variant == "clip":
+        return their_encoder(transformers.CLIPVisionModel, hf_vision(
+            transformers.CLIPVisionConfig, 1), layouts.clip, ours)[-2][:, 1:]
+    return F.layer_norm(their_encoder(transformers.Blip2VisionModel, hf_vision(
+        transformers.Blip2VisionConfig), layouts.blip2, ours)[-1], (24,), eps=1e-5)[:, 1:]
+
+
+def their_whole(config, with_labels):
+    """The logits or the loss of a model that is put together of their parts, at our weights."""
+    ours = {k: v.double() for k, v in golden.wave(SkyEyeGPT(config)).state_dict().items()}
+
+    def of(prefix):
+        return {k.removeprefix(prefix): v for k, v in ours.items() if k.startswith(prefix)}
+
+    model = transformers.LlamaForCausalLM(hf_llama(golden.LANGUAGE)).double().eval()
+    model.load_state_dict({k: v for k, v in of("llama_model.").items() if ".lora_" not in k})
+    ids, labels = golden.rows(config)
+    x = model.get_input_embeddings()(ids.clamp(min=0))
+    visual, linear = their_features(config.vit.variant, of("visual_encoder.")), of("llama_proj.")
+    if config.lora:
+        model = their_lora(model).double()
+        for name, p in model.named_parameters():
+            if ".lora_" in name:
+                name = name.replace("base_model.model.", "").replace(".default", "")
+                p.data = of("llama_model.")[name]
+        visual = F.linear(visual.reshape(2, 9, 96), linear["weight"], linear["bias"])
+    else:
+        visual = F.linear(visual, linear["linear_1.weight"], linear["linear_1.bias"])
+        visual = F.linear(F.gelu(visual), linear["linear_2.weight"], linear["linear_2.bias"])
+    x[ids < 0] = visual.flatten(0, 1)
+    out = model(inputs_embeds=x, labels=labels)
+    return out.loss if with_labels else out.logits
 
 
 @pytest.mark.parametrize("name", golden.GOLDEN)
@@ -287,11 +323,9 @@ def test_transformers_still_gives_the_golden_numbers(name):
     with torch.no_grad():
         if name == "language":
             found = their_language()
-        elif name == "clip":
-            found = their_encoder(transformers.CLIPVisionModel, hf_vision(
-                transformers.CLIPVisionConfig, 1), layouts.clip)[-2][:, 1:]
+        elif name in ("clip", "eva"):
+            found = their_features(name)
         else:
-            found = F.layer_norm(their_encoder(transformers.Blip2VisionModel, hf_vision(
-                transformers.Blip2VisionConfig), layouts.blip2)[-1], (24,), eps=1e-5)[:, 1:]
+            found = their_whole(golden.WHOLE[name.split()[0]], name.endswith("loss"))
     torch.testing.assert_close(golden.picked(found).float(), torch.tensor(golden.GOLDEN[name]),
                                rtol=0, atol=2e-6)
