@@ -301,6 +301,27 @@ def test_the_pages_name_every_layout_and_every_benchmark():
     assert f"{len(BENCHMARKS)} published benchmarks" in README
 
 
+def test_the_data_of_other_tools_are_read_as_the_page_shows_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "data.md"
+    blocks = fenced_blocks(page.read_text(encoding="utf-8").split("## Data of other tools")[1])
+    files = [line for block in blocks[:4] for line in block.splitlines()]
+    for line in files:
+        name, _, content = line.partition(" ")
+        if content:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            with open(name, "a", encoding="utf-8") as file:
+                file.write(content.strip() + "\n")
+        else:
+            tiny.picture(Path(name))
+    commands = [words_of(line) for line in blocks[4].splitlines()]
+    assert len(files) > 10 and len(commands) == 4
+    for _, script, *arguments in commands:
+        nano = ["--tokenizer", str(NANO / "tokenizer.model")]
+        assert script == "data.py" and check_data.main([*arguments, *nano]) == 0
+        assert capsys.readouterr().out.endswith("0 faults\n")
+
+
 def test_the_parameter_counts_are_those_of_the_presets():
     with torch.device("meta"):
         nano, full = SkyEyeGPT(PRESETS["nano"]), SkyEyeGPT(PRESETS["skyeyegpt"])
