@@ -270,17 +270,17 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
     check_image_folder(config.image_folder, config.data)
     data_sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped,
                            config.image_folder, config.bands) for place in config.data]
+    if skipped and get_rank() == 0:
+        print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     counter = TokenCounter(tokenizer, model.config.prompt, model.config.visual_tokens,
                            config.max_tokens, model.config.llama.max_positions, config.frames)
-    data_sets = [drop_long_rows(data_set, counter, config.skip_bad, quiet=get_rank() > 0)
+    data_sets = [drop_long_rows(data_set, counter, skipped, quiet=get_rank() > 0)
                  for data_set in data_sets]
     samples = SampleTable()
     for data_set in data_sets:
         samples.join(data_set)
     if get_rank() == 0 and (note := note_text_boxes(samples)):
         print(f"note: {note}", file=sys.stderr)
-    if skipped and get_rank() == 0:
-        print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     shares = zip(map(len, data_sets), ratios, strict=True) if ratios else ()
     dataset = PackedDataset(
         samples, tokenizer, image_size=model.config.vit.image_size,

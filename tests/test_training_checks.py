@@ -101,22 +101,25 @@ def long_table():
 
 
 def test_long_rows_are_named_with_their_number_and_the_longest(capsys):
-    line = refusal(DataError, drop_long_rows, long_table(), counter(60), False)
+    line = refusal(DataError, drop_long_rows, long_table(), counter(60), None)
     longest, _ = counter(60).count(long_table()[3])
     assert line.startswith("f.json:1: ") and "(3 such rows; " in line
     assert f"the longest, f.json:3, has {longest:,})" in line and "--skip_bad leaves" in line
-    kept = drop_long_rows(long_table(), counter(60), True)
+    skipped = ["earlier"]
+    kept = drop_long_rows(long_table(), counter(60), skipped)
     assert [sample.source for sample in kept] == ["f.json:0", "f.json:2"]
+    assert [line.split(": ")[0] for line in skipped] == ["earlier", "f.json:1", "f.json:3",
+                                                         "f.json:4"]
     printed = capsys.readouterr().err
     assert printed.startswith("left out 3: f.json:1: ") and printed.count("\n") == 1
-    assert "no row is left" in refusal(DataError, drop_long_rows, long_table(), counter(3), True)
+    assert "no row is left" in refusal(DataError, drop_long_rows, long_table(), counter(3), [])
     sound = long_table()
-    assert drop_long_rows(sound, counter(1024), False) is sound
+    assert drop_long_rows(sound, counter(1024), None) is sound
 
 
 def test_only_so_much_text_is_encoded_and_the_longest_rows_come_first(monkeypatch, capsys):
     monkeypatch.setattr(checks, "MEASURED_CHARACTERS", 500)
-    kept = drop_long_rows(long_table(), counter(60), True)
+    kept = drop_long_rows(long_table(), counter(60), [])
     assert [sample.source for sample in kept] == ["f.json:0", "f.json:1", "f.json:2", "f.json:4"]
     assert "rows were not measured; data.py --check measures all" in capsys.readouterr().err
 

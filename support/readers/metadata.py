@@ -33,14 +33,13 @@ from support.readers.common import (
     skip_bad_row,
     splits_in_name,
     subfolders,
-    to_number,
 )
 from support.readers.conversations import (
     check_media_keys,
     conversation_sample,
     read_json_rows,
 )
-from support.readers.objects import checked_box, object_samples
+from support.readers.objects import object_samples, sized_box
 
 # ---- files ---------------------------------------------------------------------------------------
 
@@ -165,16 +164,8 @@ def row_objects(objects: object, classes: Sequence[str] | None) -> list[tuple[st
     boxes = objects["bbox"]
     if not isinstance(labels, list) or len(labels) != len(boxes):
         raise ValueError(f"{len(boxes)} boxes need as many categories, not {short_repr(labels)}")
-    return [(label_name(label, classes), corners(box))
+    return [(label_name(label, classes), sized_box(box))
             for label, box in zip(labels, boxes, strict=True)]
-
-
-def corners(box: object) -> Box:
-    """x, y, width, height -> x1, y1, x2, y2."""
-    if not isinstance(box, list) or len(box) != 4:
-        raise ValueError(f"a box must be four numbers, not {short_repr(box)}")
-    x, y, width, height = map(to_number, box)
-    return checked_box(x, y, x + width, y + height)
 
 
 def label_name(label: object, classes: Sequence[str] | None) -> str:

@@ -64,6 +64,16 @@ def checked_box(*corners: float | str) -> Box:
     return x1, y1, x2, y2
 
 
+def sized_box(box: object) -> Box:
+    """[x, y, width, height] -> x1, y1, x2, y2. ValueError: it is no box."""
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"a bbox must be four numbers, not {short_repr(box)}")
+    x, y, width, height = map(to_number, box)
+    if width <= 0 or height <= 0:
+        raise ValueError(f"no box: a width of {width:g} and a height of {height:g}")
+    return checked_box(x, y, x + width, y + height)
+
+
 def object_samples(picture: str, objects: Sequence[tuple[str, Box]], source: str) -> Iterator[dict]:
     """objects: (class, box) each -> the samples of a picture in three tasks.
 
@@ -165,13 +175,8 @@ def read_coco(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
 
 
 def coco_object(row: dict, classes: dict[int, str]) -> tuple[str, Box]:
-    if not isinstance(row["bbox"], list):
-        raise ValueError(f"a bbox must be four numbers, not {short_repr(row['bbox'])}")
-    x, y, width, height = map(to_number, row["bbox"])
-    if width <= 0 or height <= 0:
-        raise ValueError(f"no box: a width of {width:g} and a height of {height:g}")
-    name = lookup(classes, "category", row["category_id"])
-    return name, checked_box(x, y, x + width, y + height)
+    box = sized_box(row["bbox"])
+    return lookup(classes, "category", row["category_id"]), box
 
 
 # ---- VOC XML -------------------------------------------------------------------------------------

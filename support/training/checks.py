@@ -108,11 +108,11 @@ def long_rows(samples: SampleTable, counter: TokenCounter
     return found, 0
 
 
-def drop_long_rows(samples: SampleTable, counter: TokenCounter, skip_bad: bool, quiet: bool = False
-                   ) -> SampleTable:
-    """The samples that are not too long; with skip_bad the others are left out and counted.
+def drop_long_rows(samples: SampleTable, counter: TokenCounter, skipped: list[str] | None,
+                   quiet: bool = False) -> SampleTable:
+    """The samples that are not too long; a line for each of the others is appended to `skipped`.
 
-    quiet: print nothing. DataError: some are too long, without skip_bad, or all are.
+    quiet: print nothing. DataError: some are too long and `skipped` is None, or all are.
     """
     found, unmeasured = long_rows(samples, counter)
     if unmeasured and not quiet:
@@ -124,9 +124,10 @@ def drop_long_rows(samples: SampleTable, counter: TokenCounter, skip_bad: bool, 
     most = max(numbers, key=lambda i: found[i][0])
     text = (f"{samples[numbers[0]].source}: {found[numbers[0]][1]} ({len(numbers):,} such rows; "
             f"the longest, {samples[most].source}, has {found[most][0]:,})")
-    if not skip_bad or len(found) == len(samples):
+    if skipped is None or len(found) == len(samples):
         raise DataError(f"{text}; " + ("--skip_bad leaves them out" if len(found) < len(samples)
                                        else "no row is left"))
+    skipped += [f"{samples[i].source}: {found[i][1]}" for i in numbers]
     if not quiet:
         print(f"left out {len(numbers):,}: {text}", file=sys.stderr)
     return SampleTable(vars(sample) for i, sample in enumerate(samples) if i not in found)
