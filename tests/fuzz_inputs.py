@@ -37,6 +37,7 @@ from support.readers import find_format, read_data
 from support.terminal.questions import find_detections, regions_to_text, task_of
 from support.tools import check_data
 from support.training import checkpoints
+from support.training.checks import TokenCounter
 from support.training.log import read_log
 from train import TrainConfig, build_model, make_optimizer
 
@@ -86,7 +87,8 @@ def read_data_set(place: Path, format_name: str, split: str) -> None:
 def check_data_set(place: Path, format_name: str) -> None:
     config = check_data.CheckConfig(format=format_name)
     splits = check_data.read_splits(place, config)
-    report = check_data.check_data(splits, check_data.TokenCounter(tiny.tokenizer(), config))
+    counter = TokenCounter(tiny.tokenizer(), config.prompt, tiny.N, config.max_tokens)
+    report = check_data.check_data(splits, counter)
     report.text().encode()
     report.json()
 

@@ -112,7 +112,8 @@ WRONG_ROWS = [      # layout, file, what is in it, what replaces it, the error
     ("coco", "instances_train2017.json", '"category_id": 2', '"category_id": 5', "no category has"),
     ("coco", "instances_train2017.json", "[30, 40, 20, 20]", "[30, 40, -20, 20]",
      ":1: no box: a width of -20"),
-    ("coco", "instances_train2017.json", "[30, 40, 20, 20]", "[30, 40]", ":1: a bbox must be four numbers"),
+    ("coco", "instances_train2017.json", "[30, 40, 20, 20]", "[30, 40]",
+     ":1: a bbox must be four numbers"),
     ("coco", "instances_train2017.json", '"file_name": "P1.png"', '"x": 1', "no 'file_name'"),
 ]
 
