@@ -125,14 +125,17 @@ class SkyEyeGPT(nn.Module):
             add_lora(self.llama_model, config.lora)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """images: float[n, 3, H, W] -> the visual tokens, float[n * N, D]"""
-        patches = self.visual_encoder(images.to(self.visual_encoder.pos_embed.dtype))  # [n, P, D]
+        """images: float[n, 3, H, W], or what the vision encoder made of them, float[n, P, D] -> the
+        visual tokens, float[n * N, D]"""
+        patches = images                                                      # [n, P, D]
+        if images.ndim == 4:
+            patches = self.visual_encoder(images.to(self.visual_encoder.pos_embed.dtype))
         return self.llama_proj(patches).flatten(0, 1)                         # [n * N, D]
 
     def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
         """ids: long[B, T] with image slots < 0 -> float[B, T, D], the slots filled in order.
 
-        images: float[n, 3, H, W], or what encode_images made of them. ValueError: the slots do not
+        images: as encode_images takes them, or what it made of them. ValueError: the slots do not
         fit the images.
         """
         x = self.llama_model.model.embed_tokens(ids.clamp(min=0))             # [B, T, D]

@@ -26,6 +26,7 @@ from data import TEMPLATES, PackedDataset, Tokenizer
 from examples.miniworld import WORLD, ensure_world
 from lora import MOE_LORA, LoRAConfig, add_lora
 from projector import DTYPES, PRESETS, SkyEyeGPT, read_config
+from support.checkpoints.load import load_vit
 from support.common import (
     GracefulStop,
     UserError,
@@ -52,6 +53,7 @@ from support.training.distributed import (
     with_dummy_image,
     wrap,
 )
+from support.training.features import FeatureCache
 from support.training.flops import matmul_rate
 from support.training.log import (
     LOGGERS,
@@ -105,6 +107,8 @@ class TrainConfig:
     tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer of a new model")
     tune: str = option("", "what is trained beside the projector; empty: full for a new model, "
                        "lora for any other", choices=("", *LORA_METHODS, "full", "projector"))
+    vit: str = option("", "vision encoder that a new model starts with, a file or folder in EVA's "
+                      "layout; empty: from nothing")
     train_vit: bool = option(False, "train the vision encoder too")
     bits: int = option(16, "8 or 4: quantize the frozen weights", choices=(16, 8, 4))
     lora_r: int = option(0, "rank of a new LoRA",
@@ -140,6 +144,8 @@ class TrainConfig:
     shard: bool = option(False, "shard model, gradients and optimizer over torchrun's processes "
                          "(FSDP), for a model that is too large for one device")
     num_workers: int = option(0, "processes that load pictures")
+    feature_cache: float = option(2.0, "GB of memory for what a frozen vision encoder makes of "
+                                  "pictures, without --augment; 0: it is computed every time")
     save_steps: int = option(1000, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints to keep; 0: all")
     log_steps: int = option(10, "steps between lines of log.jsonl")
@@ -179,6 +185,8 @@ def resolve_defaults(given: dict) -> TrainConfig:
     if model_config.llama.width >= SMALL_WIDTH:
         return config
     small = SMALL_MODEL_DEFAULTS[config.stage]
+    if config.vit:
+        small = small | {"train_vit": False}
     return replace(config, **{name: value for name, value in small.items() if name not in given})
 
 
@@ -191,6 +199,8 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
     Those are in float32. The frozen ones are in `dtype` where only adapters are trained.
     """
     adapters_only = config.tune != "full" and not config.train_vit
+    if config.model and config.vit:
+        raise DataError(f"--vit {config.vit}: of a new model; {config.model} has its own")
     if config.bits < 16 and not (adapters_only and config.model):
         raise DataError(f"--bits {config.bits}: only of a --model that stays as it is: with --tune "
                         "lora, moe-lora or projector, and --no-train_vit")
@@ -203,6 +213,8 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
     else:
         model = SkyEyeGPT(PRESETS[config.preset])
         model.init_weights()
+        if config.vit:
+            model.visual_encoder = load_vit(config.vit, model.config.vit)
         model.to(device)
         tokenizer = Tokenizer(config.tokenizer, model.config.llama.vocab_size)
         number_ids = tokenizer.model.piece_to_id([f"<{i}>" for i in range(101)])
@@ -291,6 +303,14 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
         bands=config.bands, frames=config.frames,
         max_positions=model.config.llama.max_positions)
     return dataset, data_sets, skipped or []
+
+
+def feature_cache(config: TrainConfig, model: SkyEyeGPT, dtype: torch.dtype
+                  ) -> FeatureCache | None:
+    """None where the encoder's output for a picture changes, or a process has but a part of it."""
+    if config.train_vit or config.augment or config.shard or not config.feature_cache:
+        return None
+    return FeatureCache(model, config.feature_cache * 1e9, dtype)
 
 
 # ---- optimizer -----------------------------------------------------------------------------------
@@ -410,8 +430,8 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
     dataset, data_sets, skipped = build_dataset(config, model, tokenizer, ratios)
     schedule = BatchSchedule(dataset, config.batch_size, config.grad_accum, config.max_steps, rank,
                              world_size, config.skip_bad, device)
-    sources = runs.describe_sources(data_sets, config.model, checkpoints.tokenizer_file(settings),
-                                    world_size)
+    sources = runs.describe_sources(data_sets, config.model or config.vit,
+                                    checkpoints.tokenizer_file(settings), world_size)
 
     # 4. Optimizer, state, resume
     optimizer = make_optimizer(model, config)
@@ -427,6 +447,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
         log.add_left_out(0, skipped)
 
     # 5. The loop
+    features = feature_cache(config, model, dtype)
     nan_guard = NaNGuard()
     last_checkpoint = None
     interrupted = False
@@ -439,6 +460,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
             lr = learning_rate(step - 1, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            batches = [features.encode(batch) for batch in batches] if features else batches
             loss, norm, skipped = train_step(parallel_model, batches, optimizer, scaler, config)
             state.step = step
             if step == 1 and config.model:

@@ -97,7 +97,7 @@ FILES = {"caption": "caption/caption_Mini_{}.json", "clip": "caption/caption_Min
          "vqa": "vqa/Mini_vqa_{}.json", "scene": "vqa/Mini_scene_{}.json",
          "vg": "vg/Mini_vg_{}.json", "identify": "vg/Mini_identify_{}.json",
          "pg": "phrasegrounding/Mini_pg_{}.json",
-         "talk": "multitask_conversation/Mini_Conversa_{}.json"}
+         "talk": "multitask_conversation/Mini_Conversa_{}.json", "objects": "objects_{}.json"}
 EXAMPLES = {"harbor": ("harbor", "ship", 6), "airport": ("airport", "airplane", 4),
             "farmland": ("farmland", "house", 2), "forest": ("forest", "house", 2),
             "residential": ("residential", "house", 6), "tanks": ("storage tanks", "car", 2),
@@ -947,7 +947,8 @@ def picture_rows(job: Job, folder: Path, seed: int, size: int) -> dict[str, list
             "vg": [image | row for row in truth["refer"]],
             "identify": [image | row for row in truth["identify"]],
             "pg": [image | row for row in truth["detection"]],
-            "talk": [talk] if grain % 4 == 0 else []}  # about one picture in four
+            "talk": [talk] if grain % 4 == 0 else [],  # about one picture in four
+            "objects": [image | {"objects": truth["objects"]}]}  # all of them, for teach_encoder.py
 
 
 def clip_rows(job: Job, folder: Path, seed: int, size: int) -> dict[str, list[Row]]:

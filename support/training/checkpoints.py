@@ -65,9 +65,9 @@ from support.training.runs import (
 )
 
 # What a resumed run may change. The LoRA is compared by itself, see lora_settings.
-MAY_CHANGE = ("device", "compile", "shard", "num_workers", "save_steps", "save_total_limit",
-              "log_steps", "log_to", "resume", "force", "overwrite", "output_dir", "skip_bad",
-              "image_folder")
+MAY_CHANGE = ("device", "compile", "shard", "num_workers", "feature_cache", "save_steps",
+              "save_total_limit", "log_steps", "log_to", "resume", "force", "overwrite",
+              "output_dir", "skip_bad", "image_folder")
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, ModelError)     # where a disk is full
 

@@ -33,7 +33,9 @@ def count_flops(config: SkyEyeConfig, batch: dict[str, Tensor | None], tune: str
     llama, counter = config.llama, FlopCounter(config.lora, tune, train_vit)
     grad = tune == "full"
     if batch["images"] is not None:
-        grad = counter.images(config, len(batch["images"]))
+        if batch["images"].ndim == 4:               # pixels; else the encoder's output is there
+            counter.vision_encoder(config, len(batch["images"]))
+        grad = counter.projector(config, len(batch["images"]))
     for _ in range(llama.depth - 1):
         grad = counter.decoder_layer(llama.width, llama.mlp_width, tokens, tokens, all_pairs, grad)
     grad = counter.decoder_layer(llama.width, llama.mlp_width, tokens, targets, target_pairs, grad)
@@ -60,8 +62,8 @@ class FlopCounter:
         self.total += 2.0 * n * m * tokens * products
         return grad or trained
 
-    def images(self, config: SkyEyeConfig, count: int) -> bool:
-        """Vision encoder and projector, for so many pictures."""
+    def vision_encoder(self, config: SkyEyeConfig, count: int) -> None:
+        """For so many pictures."""
         vit, trained = config.vit, self.train_vit
         P = vit.grid ** 2
         self.matmul(3 * vit.patch_size ** 2, vit.width, count * P, False, trained)
@@ -69,8 +71,10 @@ class FlopCounter:
         self.matmul(vit.width, 4 * vit.width + 2 * vit.mlp_width, positions, trained, trained)
         attention = 2.0 * vit.width * positions * (P + 1)           # scores, or weighted sums
         self.total += attention * (6 if trained else 2)             # and two gradients of each
+
+    def projector(self, config: SkyEyeConfig, count: int) -> bool:
         tokens, D = count * config.visual_tokens, config.llama.width
-        self.matmul(config.patches_per_token * vit.width, D, tokens, trained, True)
+        self.matmul(config.patches_per_token * config.vit.width, D, tokens, self.train_vit, True)
         if config.projector != "linear":                            # a second layer
             self.matmul(D, D, tokens, True, True)
         return True

@@ -84,15 +84,17 @@ def write_run(folder: Path, run: dict) -> None:
     write_json(folder / RUN_FILE, run)
 
 
-def describe_sources(data_sets: Sequence[SampleTable], model: str, tokenizer: Path,
+def describe_sources(data_sets: Sequence[SampleTable], base: str, tokenizer: Path,
                      processes: int) -> dict:
-    """What a run learns from, as an identity: hashes, and the number of processes."""
+    """What a run learns from, as an identity: hashes, and the number of processes.
+
+    base: the model or vision encoder it starts with; "" for none."""
     return {"processes": processes,
             "data": [short_hash(bytes(samples.text)) for samples in data_sets],
             "pictures": [hash_files(path for paths in samples.image_sets for path in paths)
                          for samples in data_sets],
             "tokenizer": short_hash(tokenizer.read_bytes()),
-            "base": hash_model(Path(model)) if model else ""}
+            "base": hash_model(Path(base)) if base else ""}
 
 
 def short_hash(content: bytes) -> str:
@@ -113,7 +115,9 @@ def hash_files(paths: Iterator[str | Path]) -> str:
 
 
 def hash_model(folder: Path) -> str:
-    """Of the weight files of a model folder and of its bases."""
+    """Of the weight files of a model folder and of its bases, or of one file."""
+    if folder.is_file():
+        return hash_files(iter([folder]))
     paths, seen = [], set()
     while folder.resolve() not in seen and folder.is_dir():
         seen.add(folder.resolve())
@@ -136,7 +140,7 @@ def changed_sources(saved: dict, now: dict, settings: dict) -> list[str]:
         pairs = zip(saved.get(key, ()), now[key], settings["data"], strict=False)
         lines += [f"{what} of {place} have changed" for old, new, place in pairs if old != new]
     for key, what in (("tokenizer", "tokenizer.model has"),
-                      ("base", f"the weights of {settings['model']} have")):
+                      ("base", f"the weights of {settings['model'] or settings['vit']} have")):
         if key in saved and saved[key] != now[key]:
             lines.append(f"{what} changed")
     return lines
