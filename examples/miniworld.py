@@ -948,7 +948,8 @@ def picture_rows(job: Job, folder: Path, seed: int, size: int) -> dict[str, list
             "identify": [image | row for row in truth["identify"]],
             "pg": [image | row for row in truth["detection"]],
             "talk": [talk] if grain % 4 == 0 else [],  # about one picture in four
-            "objects": [image | {"objects": truth["objects"]}]}  # all of them, for teach_encoder.py
+            "objects": [image | {"objects": [{"class": row["name"], "color": row["color"],
+                                              "box": row["box"]} for row in truth["objects"]]}]}
 
 
 def clip_rows(job: Job, folder: Path, seed: int, size: int) -> dict[str, list[Row]]:

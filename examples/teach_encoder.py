@@ -15,8 +15,8 @@ away; OUTPUT_DIR/model.safetensors is the encoder in EVA's layout, which `train.
 patches.png shows what it says of pictures it has not learned from.
 
 Where data come from: boxes from objects_train.json or objects.json in a data set's folder, with
-every object of every picture ({"picture": [{"class", "box"}]}), else from its [detection] rows;
-scenes and captions from its rows.
+every object of every picture ({"picture": [{"class", "box"}]}), or from a data set of boxes (COCO,
+VOC, DOTA, YOLO); scenes and captions from its rows.
 
 --published adds what EfficientNet-Lite0 (ImageNet) sees in each patch of the photographs as one
 more thing to learn (FitNets, arXiv 1412.6550); it needs
@@ -46,6 +46,7 @@ from data import MEAN, STD, load_image  # noqa: E402
 from examples.miniworld import WORLD, ensure_world  # noqa: E402
 from support.checkpoints.files import in_memory, write_shards  # noqa: E402
 from support.common import (  # noqa: E402
+    Box,
     UserError,
     differences,
     is_installed,
@@ -55,11 +56,12 @@ from support.common import (  # noqa: E402
     write_atomic,
 )
 from support.images.draw import contact_sheet, draw_boxes  # noqa: E402
-from support.readers import read_data  # noqa: E402
+from support.readers import FORMATS, find_format, read_data  # noqa: E402
 from vit import PRESETS, ViT  # noqa: E402
 
 MAX_OBJECTS = 24        # M; of a picture that has more, the largest
 MIN_WORD_COUNT = 30     # how often a word stands in captions to be learned
+BOX_FORMATS = [FORMATS[name] for name in ("coco", "voc", "dota", "yolo")]      # all objects of a picture
 PUBLISHED_SIZE = 192    # numbers of a patch that are kept of EfficientNet's 1280
 
 
@@ -83,24 +85,33 @@ class Settings:
 
 # ---- what is known about the pictures ------------------------------------------------------------
 
+Entry = tuple[str, str | None, Box]     # class, color, box of an object
+
+
 @dataclass
 class Known:
     """Everything that the truth of some pictures says, before it has numbers."""
     paths: list[str]
-    objects: dict[str, list[tuple[str, str | None, tuple[float, ...]]]]     # class, color, box
+    objects: dict[str, list[Entry]]     # boxes in pixels
     scenes: dict[str, str]
     words: dict[str, set[str]]
 
 
 def read_known(place: str, split: str) -> Known:
-    """One data set; boxes in pixels. DataError as read_data."""
+    """One data set. DataError as read_data."""
     samples = [s for s in read_data(place, split) if len(s.images) == 1]
+    only_boxes = find_format(Path(place)) in BOX_FORMATS
     paths = list(dict.fromkeys(sample.images[0] for sample in samples))
     objects = read_objects(Path(place), split, paths)
+    if only_boxes:
+        objects = {path: [] for path in paths} | objects
     known = Known(paths, objects, scenes={}, words={path: set() for path in paths})
     for sample in samples:
         path = sample.images[0]
-        if sample.task == "scene":
+        if sample.task == "detection" and only_boxes:
+            name = sample.turns[0][0].strip().lower()
+            objects[path] += [(name, None, box) for box in sample.boxes]
+        elif sample.task == "scene":
             known.scenes[path] = sample.turns[0][1].strip().lower()
         elif sample.task == "caption":
             for text in sample.references or [sample.turns[0][1]]:
@@ -108,25 +119,31 @@ def read_known(place: str, split: str) -> Known:
     return known
 
 
-def read_objects(place: Path, split: str, paths: Iterable[str]
-                 ) -> dict[str, list[tuple[str, str | None, tuple[float, ...]]]]:
-    """The objects of each picture whose objects are known, an empty list for one without any."""
-    for name in (f"objects_{split}.json", "objects.json"):
-        if (place / name).is_file():
-            content = read_json(place / name)
+def read_objects(place: Path, split: str, paths: Iterable[str]) -> dict[str, list[Entry]]:
+    """The objects of each picture whose objects are listed, [] for one without any. UserError."""
+    for file in (place / f"objects_{split}.json", place / "objects.json"):
+        if file.is_file():
             break
     else:
         return {}
-    if isinstance(content, list):                   # the miniature world's: a row a picture
-        content = {row["image"]: row["objects"] for row in content}
-    found = {}
-    for path in paths:
-        parts = Path(path).parts
-        entries = content.get("/".join(parts[-2:]), content.get(parts[-1]))
-        if entries is not None:
-            found[path] = [(entry.get("name") or entry["class"], entry.get("color"),
-                            tuple(entry["box"])) for entry in entries]
+    content, found = read_json(file), {}
+    try:
+        if isinstance(content, list):               # the miniature world's: a row a picture
+            content = {row["image"]: row["objects"] for row in content}
+        for path in paths:
+            parts = Path(path).parts
+            own = content.get("/".join(parts[-2:]), content.get(parts[-1]))
+            if own is not None:
+                found[path] = [object_entry(one) for one in own]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f'{file}: not {{"picture": [{{"class": .., "box": [x1, y1, x2, y2]}}]}}, '
+                        "the objects of pictures") from None
     return found
+
+
+def object_entry(one: dict) -> Entry:
+    x1, y1, x2, y2 = map(float, one["box"])
+    return str(one["class"]), one.get("color"), (x1, y1, x2, y2)
 
 
 class Vocabulary(NamedTuple):

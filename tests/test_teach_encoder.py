@@ -124,6 +124,34 @@ def test_a_data_set_without_objects_is_asked_about_none(world, tmp_path):
     assert pictures.has_objects.tolist() == [False] * len(known.paths) + [True] * 10
 
 
+@pytest.mark.parametrize("content", ["[1]", '{"a": 1}', '{"PATH": [{"class": "x"}]}', "[]",
+                                     '{"PATH": [{"class": "x", "box": [1, 2, "a", 4]}]}', "{"])
+def test_a_file_of_objects_that_is_none_is_named(world, tmp_path, content):
+    folder = shutil.copytree(world, tmp_path / "w")
+    (folder / "objects_train.json").write_text(content.replace("PATH", "train/000000.jpg"))
+    if content in ("[]", '{"a": 1}'):
+        assert read_known(str(folder), "train").objects == {}
+    else:
+        assert "objects_train.json" in tiny.refusal(UserError, read_known, str(folder), "train")
+
+
+def test_a_data_set_of_boxes_has_all_objects_of_its_pictures(tmp_path):
+    folder = tmp_path / "coco"
+    tiny.picture(folder / "images" / "a.png", 40, 30)
+    tiny.picture(folder / "images" / "b.png", 40, 30)
+    (folder / "annotations.json").write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30},
+                   {"id": 2, "file_name": "b.png", "width": 40, "height": 30}],
+        "categories": [{"id": 7, "name": "ship"}, {"id": 9, "name": "car"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 3, 10, 9]},
+                        {"id": 2, "image_id": 1, "category_id": 9, "bbox": [20, 3, 5, 9]},
+                        {"id": 3, "image_id": 2, "category_id": 7, "bbox": [1, 1, 4, 4]}]}))
+    objects = read_known(str(folder), "train").objects
+    found = {path.split("/")[-1]: sorted(own) for path, own in objects.items()}
+    assert found == {"a.png": [("car", None, (20, 3, 25, 12)), ("ship", None, (2, 3, 12, 12))],
+                     "b.png": [("ship", None, (1, 1, 5, 5))]}
+
+
 # ---- the training --------------------------------------------------------------------------------
 
 SMALL = dataclasses.replace(PRESETS["nano"], image_size=32, patch_size=8, width=24, depth=2,
