@@ -61,7 +61,8 @@ from vit import PRESETS, ViT  # noqa: E402
 
 MAX_OBJECTS = 24        # M; of a picture that has more, the largest
 MIN_WORD_COUNT = 30     # how often a word stands in captions to be learned
-BOX_FORMATS = [FORMATS[name] for name in ("coco", "voc", "dota", "yolo")]      # all objects of a picture
+# Layouts that list all objects of a picture.
+BOX_FORMATS = [FORMATS[name] for name in ("coco", "voc", "dota", "yolo")]
 PUBLISHED_SIZE = 192    # numbers of a patch that are kept of EfficientNet's 1280
 
 
