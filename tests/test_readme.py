@@ -189,7 +189,7 @@ for script, arguments in json.loads(sys.argv[2]):
              if words_of(command)[0] in ("python", "torchrun")]
     others = [one for one in found if one[0] not in PARSERS]
     done = subprocess.run([sys.executable, "-c", code, str(ROOT), json.dumps(others)],
-                          cwd=tmp_path, capture_output=True, text=True, timeout=120)
+                          cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.stdout.count("parsed") == len(others) > 7, done.stderr
 
 
@@ -228,7 +228,7 @@ SESSIONS = [pair for pair in recorded() if "\n> " in pair[1]]
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
     command = command.replace("python", shlex.quote(sys.executable), 1)
     return subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True,
-                          timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                          timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize(("command", "output"), REPLIES)

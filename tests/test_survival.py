@@ -83,7 +83,7 @@ def test_a_signal_ends_a_run_after_a_checkpoint_and_it_resumes_to_the_same_bits(
     process = start(place, tmp_path, 400, "--save_steps", 1000)
     wait_for(tmp_path, 5)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == code and "Traceback" not in errors and "checkpoint-" in errors
     (checkpoint,) = complete_checkpoints(tmp_path)
     assert 5 <= int(checkpoint.name[11:]) < 400
@@ -170,7 +170,7 @@ def test_a_picture_that_vanishes_ends_the_run_with_the_steps_so_far_saved(place,
         text=True, cwd=tiny.ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     wait_for(tmp_path / "out", 5)
     (data / "1.png").unlink()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 2 and "Traceback" not in errors and "1.png" in errors
     (checkpoint,) = complete_checkpoints(tmp_path / "out")
     assert checkpoint.name == f"checkpoint-{logged(tmp_path / 'out')[-1]['step']}"
@@ -251,11 +251,11 @@ def train_twice(world, out, killed):
             assert len(group) == 3
             for number in group:
                 os.kill(number, signal.SIGKILL)
-            process.communicate(timeout=60)
+            process.communicate(timeout=600)
             assert complete_checkpoints(place) and logged(place)[-1]["step"] < 40
             assert not list(place.glob("*.safetensors"))
             process = start_two(world, stage, model, place)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
 
 

@@ -444,7 +444,7 @@ def start(*command, path="", **more):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                                 "PYTHONPATH": str(path)} | more
     return subprocess.run([sys.executable, *command], cwd=tiny.ROOT, env=environment,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=600)
 
 
 def test_two_processes_learn_what_one_learns(data, tmp_path):

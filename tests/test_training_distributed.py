@@ -24,7 +24,7 @@ TUNES = {"full": ("--tune", "full", "--train_vit"), "lora": ("--tune", "lora"),
 
 def start(*command):
     return subprocess.run([sys.executable, *command], cwd=tiny.ROOT, env=ENVIRONMENT,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=600)
 
 
 def flags(place, out, *more, data="pictures", batch=2):
