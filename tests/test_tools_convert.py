@@ -131,7 +131,7 @@ def test_hugging_faces_llava_is_a_model_as_it_lies(tmp_path):
                 model_type="llava", vocab_size=32064)
     loaded = convert({"llama": tmp_path / "llava"}, tmp_path / "out", vit_config=CLIP)
     assert same(loaded, model.state_dict())
-    assert loaded.config == dataclasses.replace(LLAVA, base=str(tmp_path / "llava"))
+    assert loaded.config == dataclasses.replace(LLAVA, base="../llava")
     assert {f.name for f in (tmp_path / "out").iterdir()} == {"config.json", "tokenizer.model"}
 
 

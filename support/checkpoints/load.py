@@ -9,6 +9,7 @@ Every name in a download must be known: a ModelError lists those that are not. L
 are in `names`, of the files in `files`. The configurations that come beside the weights are read
 here too: config.json (Hugging Face), params.json (Meta), adapter_config.json (peft).
 """
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +103,8 @@ def read_folder(folder: Path, vit_config: ViTConfig, above: tuple[Path, ...] = (
             raise ModelError(f"{file}: base is {repr(config['base'])[:80]}; a path is expected")
         if unusable_name(config["base"]):
             raise ModelError(f"{file}: its base {config['base'][:80]} is no path")
-        base, above = folder / config["base"], (*above, folder.resolve())
+        base = Path(os.path.normpath(folder.resolve() / config["base"]))
+        above = (*above, folder.resolve())
         if base.resolve() == folder.resolve():
             raise ModelError(f"{file}: names its own folder as its base")
         if base.resolve() in above:
