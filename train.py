@@ -37,7 +37,7 @@ from support.common import (
 from support.images.common import parse_bands
 from support.readers import FORMATS, check_image_folder, parse_ratios, read_data
 from support.readers.common import DataError, SampleTable
-from support.training import checkpoints, runs
+from support.training import checkpoints, muon, runs
 from support.training.checks import TokenCounter, drop_long_rows, note_text_boxes
 from support.training.distributed import (
     any_process,
@@ -69,6 +69,7 @@ from support.training.watch import explain_failure
 
 # ---- settings ------------------------------------------------------------------------------------
 
+TAUGHT_VIT = "weights/vit_nano"
 RESUME = "--resume auto goes on from the newest checkpoint"
 LORA_METHODS = {"lora": LoRAConfig(), "moe-lora": MOE_LORA}     # values of --tune
 
@@ -107,8 +108,9 @@ class TrainConfig:
     tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer of a new model")
     tune: str = option("", "what is trained beside the projector; empty: full for a new model, "
                        "lora for any other", choices=("", *LORA_METHODS, "full", "projector"))
-    vit: str = option("", "vision encoder that a new model starts with, a file or folder in EVA's "
-                      "layout; empty: from nothing")
+    vit: str = option("", "vision encoder to start with, a file or folder in EVA's layout; none: "
+                      "a new one, trained too", default_text=f"{TAUGHT_VIT} "
+                      "for nano, none for any other")
     train_vit: bool = option(False, "train the vision encoder too")
     bits: int = option(16, "8 or 4: quantize the frozen weights", choices=(16, 8, 4))
     lora_r: int = option(0, "rank of a new LoRA",
@@ -124,6 +126,9 @@ class TrainConfig:
     max_steps: int = option(50_000, "optimizer steps")
     batch_size: int = option(6, "rows of a process and micro-step")
     grad_accum: int = option(1, "micro-steps whose gradients are accumulated in a step")
+    optimizer: str = option("adamw", "muon: the matrices of a model that is trained in full learn "
+                            f"with Muon, at {muon.RATE} x the learning rate",
+                            choices=("adamw", "muon"))
     lr: float = option(1e-5, "peak learning rate")
     min_lr: float = option(1e-6, "learning rate at the end")
     warmup_lr: float = option(1e-6, "learning rate at the start")
@@ -160,7 +165,7 @@ class TrainConfig:
 SMALL_WIDTH = 1024              # a language model narrower than this is small
 SMALL_MODEL_DEFAULTS = {        # its defaults, by stage
     1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=1600, batch_size=16, clip=1.0,
-            beta2=0.98, questions_per_image=4, train_vit=True),
+            beta2=0.98, questions_per_image=8),
     2: dict(lr=5e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=16, clip=1.0,
             beta2=0.98),
 }
@@ -181,12 +186,15 @@ def resolve_defaults(given: dict) -> TrainConfig:
     config.model = config.model or ("out/stage1" if config.stage == 2 else "")
     config.output_dir = config.output_dir or f"out/stage{config.stage}"
     config.tune = config.tune or ("lora" if config.model else "full")
+    if not config.model and config.preset == "nano":
+        config.vit = config.vit or TAUGHT_VIT
+    config.vit = "" if config.vit == "none" else config.vit
     model_config = read_config(Path(config.model)) if config.model else PRESETS[config.preset]
     if model_config.llama.width >= SMALL_WIDTH:
         return config
-    small = SMALL_MODEL_DEFAULTS[config.stage]
-    if config.vit:
-        small = small | {"train_vit": False}
+    small = dict(SMALL_MODEL_DEFAULTS[config.stage])
+    if config.tune == "full":
+        small |= {"optimizer": "muon", "train_vit": not (config.model or config.vit)}
     return replace(config, **{name: value for name, value in small.items() if name not in given})
 
 
@@ -199,8 +207,11 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
     Those are in float32. The frozen ones are in `dtype` where only adapters are trained.
     """
     adapters_only = config.tune != "full" and not config.train_vit
-    if config.model and config.vit:
-        raise DataError(f"--vit {config.vit}: of a new model; {config.model} has its own")
+    if config.model and config.vit and adapters_only:
+        raise DataError(f"--vit {config.vit}: with --model only where all of it is saved, with "
+                        "--tune full or --train_vit")
+    if config.optimizer == "muon" and (config.tune != "full" or config.shard):
+        raise DataError("--optimizer muon: only with --tune full, and without --shard")
     if config.bits < 16 and not (adapters_only and config.model):
         raise DataError(f"--bits {config.bits}: only of a --model that stays as it is: with --tune "
                         "lora, moe-lora or projector, and --no-train_vit")
@@ -210,6 +221,8 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
         model = SkyEyeGPT.from_pretrained(config.model, device, load_dtype, config.bits)
         tokenizer_path = Path(config.model) / "tokenizer.model"
         tokenizer = Tokenizer(tokenizer_path, model.config.llama.vocab_size)
+        if config.vit:
+            model.visual_encoder = load_vit(config.vit, model.config.vit, device)
     else:
         model = SkyEyeGPT(PRESETS[config.preset])
         model.init_weights()
@@ -318,11 +331,20 @@ def feature_cache(config: TrainConfig, model: SkyEyeGPT, dtype: torch.dtype
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Weight decay on matrices; none on vectors, biases and norms."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decay = [p for name, p in trained if p.ndim >= 2 and "bias" not in name]
+    hidden = [p for name, p in trained if muon.is_hidden_matrix(name, p)
+              ] if config.optimizer == "muon" else []
+    by_muon = set(map(id, hidden))
+    decay = [p for name, p in trained
+             if p.ndim >= 2 and "bias" not in name and id(p) not in by_muon]
     no_decay = [p for name, p in trained if p.ndim < 2 or "bias" in name]
     groups = [{"params": decay, "weight_decay": config.weight_decay},
               {"params": no_decay, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
+    settings = dict(lr=config.lr, betas=(0.9, config.beta2))
+    if not hidden:
+        return torch.optim.AdamW(groups, **settings)
+    groups = [group | {"muon": False} for group in groups]
+    groups.append({"params": hidden, "weight_decay": config.weight_decay, "muon": True})
+    return muon.Muon(groups, **settings)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -430,7 +452,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
     dataset, data_sets, skipped = build_dataset(config, model, tokenizer, ratios)
     schedule = BatchSchedule(dataset, config.batch_size, config.grad_accum, config.max_steps, rank,
                              world_size, config.skip_bad, device)
-    sources = runs.describe_sources(data_sets, config.model or config.vit,
+    sources = runs.describe_sources(data_sets, (config.model, config.vit),
                                     checkpoints.tokenizer_file(settings), world_size)
 
     # 4. Optimizer, state, resume

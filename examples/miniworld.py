@@ -26,11 +26,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from support.common import ABSENT  # noqa: E402
 
 RGB = tuple[int, int, int]
 Row = dict[str, Any]
@@ -879,21 +884,42 @@ def as_text(thing: Thing, size: int) -> str:
     return "{" + "".join(f"<{100 * v // size}>" for v in thing.pixels(size)) + "}"
 
 
+def absent(scene: Sketch, rng: random.Random) -> Iterator[tuple[str, str | None]]:
+    """What somebody might look for in vain, in random order: name, and color or None."""
+    found = groups(scene.things)
+    missing: list[tuple[str, str | None]] = [(n, None) for n in NAMES if n not in found]
+    for name in found.keys() & CHOICES.keys():
+        seen = {thing.color for thing in found[name]}
+        missing += [(name, color) for color in sorted(set(COLORS) & set(CHOICES[name]) - seen)]
+    missing.sort(key=str)
+    usual = KINDS[scene.kind]
+    weights = [3 if name in usual else 1 for name, _ in missing]
+    while missing:
+        i = rng.choices(range(len(missing)), weights)[0]
+        del weights[i]
+        yield missing.pop(i)
+
+
 def conversation(scene: Sketch, truth: Row, size: int, rng: random.Random) -> list[Row]:
-    """Two to four turns that change between tasks, as rows of human and gpt."""
-    turns = [("[caption] briefly describe the image", rng.choice(truth["captions"])),
-             ("what can you see ?", rng.choice(truth["captions"]))]
-    turns = [rng.choice(turns)]
-    refer, asked = expressions(scene, rng), rng.sample(truth["vqa"], 2)
-    turns += [(f"[vqa] {row['question']}", row["answer"]) for row in asked]
-    if refer:
-        words, thing = refer[0]
-        turns.append((f"[refer] where is {words} ?", as_text(thing, size)))
-        thing = rng.choice(scene.things)
+    """Two to eight turns that change between tasks, as rows of human and gpt. What is identified
+    is not what another turn asks the box of."""
+    turns = [(rng.choice(("[caption] briefly describe the image", "what can you see ?")),
+              rng.choice(truth["captions"]))]
+    turns += [(f"[vqa] {row['question']}", row["answer"]) for row in rng.sample(truth["vqa"], 3)]
+    located = expressions(scene, rng)[:2]
+    turns += [(f"[refer] where is {words} ?", as_text(thing, size)) for words, thing in located]
+    for words, some in detections(scene, rng)[:1]:
+        boxes = "<delim>".join(as_text(thing, size) for thing in some)
+        turns.append((f"[detection] {words}", f"<p>{words}</p> {boxes}"))
+    for name, color in islice(absent(scene, rng), rng.randint(0, 1)):
+        turns.append((f"[refer] where is the {noun(name, color)} ?", ABSENT))
+    others = [thing for thing in scene.things if thing not in [one for _, one in located]]
+    if others:
+        thing = rng.choice(others)
         turns.append((f"[identify] what is it in {as_text(thing, size)}",
                       noun(thing.name, thing.color)))
     rng.shuffle(turns)
-    rows = [{"from": who, "value": text} for turn in turns[:rng.randint(2, 4)]
+    rows = [{"from": who, "value": text} for turn in turns[:rng.randint(2, 8)]
             for who, text in zip(("human", "gpt"), turn, strict=True)]
     rows[0]["value"] = "<image>\n" + rows[0]["value"]
     return rows
@@ -913,6 +939,9 @@ def describe(scene: Sketch, size: int, rng: random.Random) -> Row:
                       for words, some in detections(scene, rng)],
         "identify": [{"bbox": t.pixels(size), "phrase": noun(t.name, t.color), "task": "identify"}
                      for t in rng.sample(things, min(2, len(things)))]}
+    (name, color), (other, tint) = islice(absent(scene, rng), 2)
+    truth["refer"] += [{"expression": f"the {noun(name, color)}", "bbox": []}] * rng.randint(0, 1)
+    truth["detection"] += [{"phrase": noun(other, tint, True), "bboxes": []}] * rng.randint(0, 1)
     truth["conversation"] = conversation(scene, truth, size, rng)
     return truth
 
@@ -929,7 +958,8 @@ def make_scene(kind: str, size: int, *key: object) -> tuple[Sketch, Row, int]:
     """A scene, its truth and its texture seed, all from the key."""
     rng = random.Random("/".join(map(str, key)))
     scene = sketch(rng, kind)
-    return scene, describe(scene, size, rng), rng.getrandbits(32)
+    grain = rng.getrandbits(32)
+    return scene, describe(scene, size, rng), grain
 
 
 def picture_rows(job: Job, folder: Path, seed: int, size: int) -> dict[str, list[Row]]:

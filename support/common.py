@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y downwards
+ABSENT = "there is none"        # the answer to a request for boxes of what is not in the picture
 
 
 class UserError(Exception):

@@ -6,6 +6,7 @@ import pytest
 
 from data import encode_box, parse_boxes
 from prediction_rows import QUICK, refer_row, row, values
+from support.common import ABSENT
 from support.metrics.boxes import (
     grid_ceiling,
     iou,
@@ -14,7 +15,7 @@ from support.metrics.boxes import (
     true_boxes,
     upstream_box,
 )
-from support.metrics.figures import task_figures
+from support.metrics.figures import error_score, task_figures
 from support.metrics.statistics import ScoringOptions
 
 # ---- IoU -----------------------------------------------------------------------------------------
@@ -36,6 +37,25 @@ def test_the_phrases_of_ten_thousand_true_boxes_take_no_second():
     found = true_boxes(truth)
     assert time.process_time() - start < 1
     assert found == [(f"ship {i}", (1, 2, 3, 4)) for i in range(10_000)]
+
+
+# ---- what is not there ---------------------------------------------------------------------------
+
+BOX = "{<1><2><30><40>}"
+
+
+@pytest.mark.parametrize(("task", "figure"), [("refer", "Pr@0.5"), ("detection", "F1@0.5")])
+def test_a_box_for_what_is_not_there_is_a_false_box_and_changes_no_other_figure(task, figure):
+    right = row(task, BOX, [BOX])
+    absent = [row(task, answer, [ABSENT], image=answer) for answer in (ABSENT, BOX, "none", BOX)]
+    found, alone = values(task, [right, *absent]), values(task, [right])
+    assert found["false boxes"] == 0.5 and "false boxes" not in alone
+    assert found[figure] == alone[figure] == 1 and found["unparseable"] == 0
+    figures = task_figures(task, [right, *absent], QUICK)
+    assert figures["false boxes"].n == 4
+    missed = values(task, [row(task, ABSENT, [BOX])])
+    assert missed[figure] == 0 and missed["unparseable"] == 1
+    assert [error_score(one, QUICK) for one in absent] == [0, 1, 0, 1]
 
 
 # ---- one box an answer ---------------------------------------------------------------------------

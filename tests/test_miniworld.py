@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data import parse_boxes
-from examples.miniworld import CLASSES, make_scene, render, write_world
+from examples.miniworld import CLASSES, make_scene, noun, render, write_world
+from support.common import ABSENT
 
 WORDS = "no one two three four five six seven eight".split()
 SCENES = [(kind, number) for kind in CLASSES for number in range(8)]
@@ -76,7 +77,7 @@ def test_counts_and_comparisons_are_true(kind, number):
 def test_expressions_point_at_one_object_and_extremes_are_extreme(kind, number):
     scene = truth(kind, number)
     boxes = {tuple(thing["box"]): thing["name"] for thing in scene["objects"]}
-    for row in scene["refer"]:
+    for row in filter(lambda row: row["bbox"], scene["refer"]):
         x1, y1, x2, y2 = row["bbox"]
         name = boxes[tuple(row["bbox"])]
         rivals = [box for box, other in boxes.items() if other == name]
@@ -115,13 +116,32 @@ def test_a_box_is_where_the_object_is_drawn():
 
 
 def test_conversations_mix_tasks_and_their_boxes_are_read_back():
-    rng, tasks = random.Random(0), set()
+    rng, tasks, lengths = random.Random(0), set(), set()
     for kind, number in rng.sample(SCENES, 40):
         talk = truth(kind, number)["conversation"]
         assert [turn["from"] for turn in talk] == ["human", "gpt"] * (len(talk) // 2)
         for question, answer in zip(talk[::2], talk[1::2], strict=True):
             task = re.search(r"\[(\w+)\]", question["value"])
             tasks.add(task[1] if task else "")
-            if task and task[1] == "refer":
+            if task and task[1] == "refer" and answer["value"] != ABSENT:
                 assert len(parse_boxes(answer["value"], 200, 200)) == 1
-    assert {"caption", "refer", "vqa", "identify", ""} <= tasks
+            if task and task[1] == "identify":
+                box = question["value"][question["value"].index("{"):]
+                assert box not in [turn["value"] for turn in talk[1::2]]
+        lengths.add(len(talk) // 2)
+    assert {"caption", "refer", "vqa", "identify", "detection", ""} <= tasks
+    assert {2, 7} <= lengths and max(lengths) <= 8
+
+
+@pytest.mark.parametrize(("kind", "number"), SCENES)
+def test_what_is_said_to_be_absent_is_absent(kind, number):
+    scene = truth(kind, number)
+    seen = {words for thing in scene["objects"] for color in (thing["color"], None)
+            for words in (f"the {noun(thing['name'], color)}", noun(thing["name"], color, True))}
+    said = [row["expression"] for row in scene["refer"] if not row["bbox"]]
+    said += [row["phrase"] for row in scene["detection"] if not row["bboxes"]]
+    talk = [turn["value"] for turn in scene["conversation"]]
+    said += [re.search(r"where is (.+) \?", question)[1]
+             for question, answer in zip(talk[::2], talk[1::2], strict=True) if answer == ABSENT]
+    assert not seen & set(said) and len(said) <= 3
+

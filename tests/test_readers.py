@@ -433,10 +433,11 @@ def write_swift(samples, place):
 def test_what_is_written_in_a_layout_reads_back(world, tmp_path, task, write, layout, file):
     place = tmp_path / "set"
     place.mkdir()
-    write(of_task(world, task), place)
+    samples = [s for s in of_task(world, task) if s.boxes or layout != "dior_rsvg"]
+    write(samples, place)
     place = place / file
     assert layouts_of(place) == [layout]
-    wanted = comparable(of_task(world, task))
+    wanted = comparable(samples)
     assert comparable(read_data(place)) == wanted
     assert comparable(read_data(place, format_name=layout)) == wanted
 

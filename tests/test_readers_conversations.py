@@ -6,6 +6,7 @@ import pytest
 
 import tiny
 from data_folders import CONVERSATION, make_skyeye, read, real, row_error, touch, write
+from support.common import ABSENT
 from support.readers.conversations import (
     SKYEYE_FILES,
     describe_skyeye_fields,
@@ -141,6 +142,20 @@ def test_all_released_files_are_known_with_task_and_pictures(tmp_path):
     assert rows["UCMvqa"]["turns"] == (("how many ?", "4"),)
     touch(tmp_path, "images/harbor_01.jpg")
     assert {row["images"][0] for row in read("skyeye", tmp_path)} == {"images/harbor_01.jpg"}
+
+
+def test_an_empty_list_of_boxes_says_that_nothing_is_there(tmp_path):
+    touch(tmp_path, "images/a.jpg")
+    write(tmp_path / "vg/a_train.json", [{"image": "a.jpg", "expression": "the ship", "bbox": []}])
+    write(tmp_path / "phrasegrounding/a_train.json",
+          [{"image": "a.jpg", "phrase": "ships", "bboxes": []}])
+    rows = {row["task"]: row for row in read("skyeye", tmp_path)}
+    assert rows["refer"]["turns"] == (("the ship", ABSENT),)
+    assert rows["detection"]["turns"] == (("ships", ABSENT),)
+    assert not rows["refer"].get("boxes") and not rows["detection"].get("boxes")
+    write(tmp_path / "vg/a_train.json", [{"image": "a.jpg", "task": "identify", "phrase": "ship",
+                                          "bbox": []}])
+    assert "no box" in row_error("skyeye", tmp_path)
 
 
 def test_a_picture_of_the_release_may_be_a_number_or_have_no_suffix(tmp_path):

@@ -1,6 +1,7 @@
 """A frozen vision encoder: what it makes of a picture is computed once; a model starts with one."""
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,12 +149,28 @@ def test_it_may_learn_on_and_may_be_one_file(taught, tmp_path):
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_one_of_another_size_or_beside_a_model_is_refused_in_a_line(taught, tmp_path):
+def test_it_takes_the_place_of_a_models_own_where_all_is_saved(taught, tmp_path):
+    vit, settings = taught
+    folder = str(tiny.model_folder(tmp_path / "model"))
+    beside = dataclasses.replace(settings, model=folder)
+    model, _ = build_model(beside, "cpu")
+    assert torch.equal(model.visual_encoder.pos_embed, vit.pos_embed)
+    message = tiny.refusal(DataError, build_model, dataclasses.replace(
+        beside, tune="lora", optimizer="adamw"), "cpu")
+    assert str(tmp_path / "vit") in message and "--tune full" in message
+
+
+def test_one_of_another_size_is_refused_in_a_line(taught, tmp_path):
     _, settings = taught
     message = tiny.refusal(Exception, build_model, dataclasses.replace(settings, preset="nano"),
                            "cpu")
     assert str(tmp_path / "vit") in message
-    folder = str(tiny.model_folder(tmp_path / "model"))
-    message = tiny.refusal(DataError, build_model, dataclasses.replace(settings, model=folder),
-                           "cpu")
-    assert "--vit" in message and folder in message
+
+
+def test_nano_starts_with_the_taught_encoder_unless_told_otherwise():
+    assert resolve_defaults({}).vit == train.TAUGHT_VIT and not resolve_defaults({}).train_vit
+    fresh = resolve_defaults({"vit": "none"})
+    assert fresh.vit == "" and fresh.train_vit
+    assert resolve_defaults({"preset": "skyeyegpt"}).vit == ""
+    assert resolve_defaults({"model": "weights/nano"}).vit == ""
+    assert Path(train.TAUGHT_VIT, "model.safetensors").is_file()

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from support.common import UserError
+from support.common import ABSENT, UserError
 from support.metrics.boxes import LOCATED_TASKS, has_true_box
 from support.readers.common import Sample
 
@@ -30,7 +30,7 @@ def draw_rows(samples: Sequence[Sample], numbers: Sequence[int], limit: int, see
 
 def unreadable_truth(task: str, boxes: Sequence, truth: str) -> str:
     """The truth of a row that is scored by boxes and has none; "" of any other row."""
-    if task not in LOCATED_TASKS or has_true_box(boxes, truth):
+    if task not in LOCATED_TASKS or has_true_box(boxes, truth) or truth == ABSENT:
         return ""
     return truth.strip() or "(empty)"
 

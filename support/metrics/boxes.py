@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data import encode_box, find_boxes, normalize_box, parse_boxes, phrases_before
-from support.common import Box
+from support.common import ABSENT, Box
 from support.metrics.statistics import (
     Score,
     ScoringOptions,
@@ -104,6 +104,11 @@ def has_true_box(boxes: Sequence[Box], text: str) -> bool:
     return bool(boxes or find_boxes(text))
 
 
+def is_absent(row: dict) -> bool:
+    """Whether the truth is that what was asked for is not in the picture."""
+    return not row["boxes"] and row["references"] == [ABSENT]
+
+
 UPSTREAM_ANSWER = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}", re.ASCII)
 
 
@@ -126,8 +131,17 @@ def boxes_in(text: str, row: dict) -> PhraseBoxes:
 
 
 def unparseable(rows: Sequence[dict]) -> Score:
-    """How many answers name no box."""
-    return count_score("unparseable", [not predicted_boxes(row) for row in rows])
+    """How many answers name no box where there is one."""
+    return count_score("unparseable", [not is_absent(row) and not predicted_boxes(row)
+                                       for row in rows])
+
+
+def false_boxes(rows: Sequence[dict]) -> list[Score]:
+    """The fraction of the rows about what is not in the picture that are answered with a box;
+    [] where there are no such rows."""
+    absent = [is_absent(row) for row in rows]
+    boxed = [is_absent(row) and bool(predicted_boxes(row)) for row in rows]
+    return [ratio_score("false boxes", boxed, absent, sum(absent))] if any(absent) else []
 
 
 def grid_ceiling(rows: Sequence[dict]) -> Score:
@@ -157,7 +171,7 @@ def score_first_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Sco
     """Pr@0.5 .. 0.9, mean IoU, and cumulative IoU: all intersections over all unions."""
     scores = [score for convention in chosen_conventions(options)
               for score in grounding_scores(rows, convention)]
-    return [*scores, grid_ceiling(rows), unparseable(rows)]
+    return [*scores, *false_boxes(rows), grid_ceiling(rows), unparseable(rows)]
 
 
 def grounding_scores(rows: Sequence[dict], convention: Convention) -> list[Score]:
@@ -199,7 +213,8 @@ def first_boxes(rows: Sequence[dict], convention: Convention = STANDARD
 # ---- several boxes an answer: detection, grounding -----------------------------------------------
 
 def score_all_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Score]:
-    """Precision, recall and F1 of all boxes; for grounding also of boxes with the same phrase."""
+    """Precision, recall and F1 of all boxes; for grounding also of boxes with the same phrase.
+    Rows about what is not in the picture have a figure of their own."""
     by_phrase = [False]
     if any(row["task"] == "grounding" for row in rows):
         by_phrase.append(True)
@@ -208,13 +223,15 @@ def score_all_boxes(rows: Sequence[dict], options: ScoringOptions) -> list[Score
         convention.suffix.partition(",")[0])) for convention in chosen_conventions(options)))
     scores = [matching_score(rows, convention, phrase) for phrase in by_phrase
               for convention in conventions]
-    return [*scores, grid_ceiling(rows), unparseable(rows)]
+    return [*scores, *false_boxes(rows), grid_ceiling(rows), unparseable(rows)]
 
 
 def matching_score(rows: Sequence[dict], convention: Convention, by_phrase: bool) -> Score:
     stats = []
     for row in rows:
         predicted, true = predicted_boxes(row), true_boxes(row)
+        if is_absent(row):
+            predicted = []
         matches = match_boxes(predicted, true, 0.5, convention, by_phrase)
         stats.append((len(matches), len(predicted), len(true)))
     prefix = "phrase " if by_phrase else ""

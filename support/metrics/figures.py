@@ -16,6 +16,7 @@ from support.metrics.answers import answer_and_truth, score_identify, score_scen
 from support.metrics.boxes import (
     LOCATED_TASKS,
     first_boxes,
+    is_absent,
     match_boxes,
     predicted_boxes,
     recall_by_size,
@@ -88,6 +89,8 @@ def error_score(row: dict, options: ScoringOptions) -> float:
     if row["task"] in CAPTION_TASKS:
         refs = [ptb_tokenize(text) for text in row["references"]]
         return max(0.0, 1 - rouge_l_items([ptb_tokenize(row["answer"])], [refs])[0])
+    if row["task"] in LOCATED_TASKS and is_absent(row):
+        return float(bool(predicted_boxes(row)))
     if row["task"] == "refer":
         inter, union, _ = first_boxes([row])
         return 1 - float(np.nan_to_num(safe_divide(inter, union))[0])

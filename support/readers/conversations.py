@@ -25,7 +25,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from support.common import Box, parse_json, read_text, split_lines
+from support.common import ABSENT, Box, parse_json, read_text, split_lines
 from support.images.common import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from support.readers.common import (
     PicturePaths,
@@ -417,7 +417,9 @@ def skyeye_sample(row: dict, task: str) -> dict:
     else:
         phrase = as_text(values[0])
         answer, boxes = read_boxes(values[1], several=task == "detection")
-        if task == "detection" and "<p>" not in answer:
+        if answer == ABSENT and task not in ("refer", "detection"):
+            raise ValueError("no box")
+        if task == "detection" and "<p>" not in answer and answer != ABSENT:
             answer = f"<p>{phrase}</p> {answer}"
         turn = (answer, phrase) if task == "identify" else (phrase, answer)
     return {"images": images, "turns": (turn,), "task": task, "kind": kind, "boxes": boxes}
@@ -439,9 +441,12 @@ def as_text(value: str | int | float) -> str:
 
 
 def read_boxes(value: list | str, several: bool) -> tuple[str, tuple[Box, ...]]:
-    """-> the answer, with a <bbox> for each box, and the boxes; boxes that are text stay text."""
+    """-> the answer, with a <bbox> for each box, and the boxes; boxes that are text stay text.
+    An empty list says that there is none."""
     if isinstance(value, str) and "{<" in value:
         return value, ()
+    if value == []:
+        return ABSENT, ()
     is_list_of_boxes = isinstance(value, list) and value and isinstance(value[0], list)
     boxes = value if is_list_of_boxes else [value]
     if len(boxes) > 1 and not several:

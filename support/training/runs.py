@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from support.checkpoints.files import ModelError, read_json, visible_files, write_json
@@ -84,17 +84,17 @@ def write_run(folder: Path, run: dict) -> None:
     write_json(folder / RUN_FILE, run)
 
 
-def describe_sources(data_sets: Sequence[SampleTable], base: str, tokenizer: Path,
+def describe_sources(data_sets: Sequence[SampleTable], bases: Iterable[str], tokenizer: Path,
                      processes: int) -> dict:
     """What a run learns from, as an identity: hashes, and the number of processes.
 
-    base: the model or vision encoder it starts with; "" for none."""
+    bases: the model and the vision encoder it starts with; "" for none."""
     return {"processes": processes,
             "data": [short_hash(bytes(samples.text)) for samples in data_sets],
             "pictures": [hash_files(path for paths in samples.image_sets for path in paths)
                          for samples in data_sets],
             "tokenizer": short_hash(tokenizer.read_bytes()),
-            "base": hash_model(Path(base)) if base else ""}
+            "base": " ".join(hash_model(Path(base)) for base in bases if base)}
 
 
 def short_hash(content: bytes) -> str:
