@@ -16,6 +16,7 @@ from support.checkpoints.files import (
     LazyTensor,
     ModelError,
     cast_copy,
+    check_inflation,
     check_names_and_shapes,
     check_safetensors,
     in_memory,
@@ -243,6 +244,19 @@ def test_a_pickled_file_that_was_compressed_again_is_read_right(tmp_path):
             new.writestr(name, old.read(name))
     found = open_checkpoint(tmp_path / "compressed_again.pth")
     assert all(torch.equal(found[name].read(), tensor) for name, tensor in tensors.items())
+
+
+def test_a_pickled_file_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
+    torch.save({"w": torch.zeros(2**18)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(
+            tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    check_inflation(tmp_path / "bomb.pth")                      # 1 MB is no matter
+    monkeypatch.setattr(files, "HARMLESS_BYTES", 2**16)
+    check_inflation(tmp_path / "a.pth")
+    message = refusal(open_checkpoint, tmp_path / "bomb.pth")
+    assert "bomb.pth: not loaded, it would unpack to 0.0 GB" in message
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {"a": []}, {"a": 3}, "a", {}])

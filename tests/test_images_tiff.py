@@ -2,6 +2,7 @@
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -362,6 +363,33 @@ def bomb(path, width, height, bands=4):
     path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags))
                      + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4))
     return path
+
+
+@pytest.mark.parametrize("compression", [8, 32946])
+def test_a_strip_that_unpacks_to_far_more_than_its_pixels_is_refused(tmp_path, monkeypatch,
+                                                                     compression):
+    """Without imagecodecs tifffile would hold a gigabyte for each megabyte of the file."""
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.setattr(tiff, "SEGMENT_BUFFER", 2**12)
+
+    def write(name, content):
+        packed = zlib.compress(content)
+        tags = [(256, 4, 1, 40), (257, 4, 1, 30), (258, 3, 1, 16), (259, 3, 1, compression),
+                (262, 3, 1, 1), (273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, 30),
+                (279, 4, 1, len(packed))]
+        (tmp_path / name).write_bytes(
+            struct.pack("<2sHI", b"II", 42, 8 + len(packed)) + packed
+            + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags)
+            + bytes(4))
+        return tmp_path / name
+
+    truth = np.arange(1200, dtype="<u2").reshape(30, 40)
+    path = write("sound.tif", truth.tobytes())
+    with tifffile.TiffFile(path) as file:
+        tiff.check_inflation(file.pages[0], 2400)
+    path = write("bomb.tif", truth.tobytes() + bytes(2**20))
+    with tifffile.TiffFile(path) as file, pytest.raises(ValueError, match="unpacks to more than"):
+        list(tiff.read_segment_rows(file.pages[0], 30, 40, None))
 
 
 def test_a_tiff_without_any_pixels_is_found_by_its_header_and_takes_no_memory(tmp_path):

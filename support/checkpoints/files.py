@@ -155,6 +155,7 @@ class PickledFile:
 def load_pickled(path: Path) -> dict:
     """The dict that torch.save wrote, mapped. ModelError where it holds more than plain data."""
     check_download(path)
+    check_inflation(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=can_map(path))
     except Exception as error:                          # what is no pickle can fail in any way
@@ -164,6 +165,20 @@ def load_pickled(path: Path) -> dict:
     if not isinstance(content, dict):
         raise ModelError(f"{path}: a dict of tensors is expected, not {type(content).__name__}")
     return content
+
+
+MAX_INFLATION = 20              # how much more than the file what is in it may be, beyond
+HARMLESS_BYTES = 1e9            # so much
+
+
+def check_inflation(path: Path) -> None:
+    """ModelError for a zip file that was compressed again and unpacks to far more than its size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(entry.file_size for entry in file.infolist())
+        if unpacked > max(HARMLESS_BYTES, MAX_INFLATION * path.stat().st_size):
+            raise ModelError(f"{path}: not loaded, it would unpack to {unpacked / 1e9:,.1f} GB, "
+                             f"{unpacked / path.stat().st_size:,.0f} times its size")
 
 
 def can_map(path: Path) -> bool:

@@ -8,6 +8,7 @@ tifffile delivers strips and tiles one by one (some codecs need the package imag
 reduced as it comes, so that a scene of gigabytes is read in the memory of the small picture.
 """
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -158,6 +159,8 @@ def read_segment_rows(page, height: int, width: int, nodata: float | None
         tile_height, tile_width = page.tilelength, page.tilewidth
     across, down = min(tile_width, width + 4096), min(tile_height, height + 4096)
     check_memory((across, down), 2 * page.dtype.itemsize * page.shaped[-1])
+    if page.compression in DEFLATE:
+        check_inflation(page, across * down * page.dtype.itemsize * page.shaped[-1])
     fill = sparse_value(page.dtype, nodata)
     segments = page.segments(maxworkers=1, buffersize=SEGMENT_BUFFER)   # more: all decoded ahead
     # A segment: its values or None, its place (plane, depth, y, x, band), its shape (d, h, w, C).
@@ -179,6 +182,28 @@ def read_segment_rows(page, height: int, width: int, nodata: float | None
             continue
         for count in pieces_of(length, width * channels * page.dtype.itemsize):
             yield plane, np.full((count, width, channels), fill, page.dtype)
+
+
+DEFLATE = (8, 32946)                # the two numbers of the compression
+MAX_INFLATION = 1032                # how much longer than its code what deflate writes can be
+
+
+def check_inflation(page, size: int) -> None:
+    """ValueError where a segment unpacks to far more than the `size` bytes of its pixels: tifffile
+    without imagecodecs would hold all of it. Only those that could are unpacked, piece by piece.
+    """
+    limit = 2 * size + SEGMENT_BUFFER
+    file = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if count * MAX_INFLATION <= limit:
+            continue
+        file.seek(offset)
+        decoder, pending, unpacked = zlib.decompressobj(), file.read(count), 0
+        while pending and not decoder.eof:
+            unpacked += len(decoder.decompress(pending, SEGMENT_BUFFER))
+            pending = decoder.unconsumed_tail
+            if unpacked > limit:
+                raise ValueError(f"a part of {size:,} bytes unpacks to more than {limit:,}")
 
 
 def read_stored_rows(page, height: int, width: int) -> Iterator[tuple[int, np.ndarray]]:
