@@ -56,6 +56,7 @@ from support.evaluation.report import (
     check_output,
     check_sheet,
     draw_sheet,
+    format_papers,
     write_report,
 )
 from support.evaluation.rows import (
@@ -148,7 +149,7 @@ class EvalConfig:
     # --- output ---
     output_dir: Path | None = option(None, "folder for answers and scores; with several benchmarks "
                                      "each gets a folder in it", type=Path, metavar="FOLDER",
-                                     default_text="out/eval; none with --score")
+                                     default_text="out/eval/MODEL/DATA-SPLIT; none with --score")
     fresh: bool = option(False, "delete the answers of an earlier run instead of continuing it")
     sheet: Path | None = option(None, "write a picture of the worst answers and of random ones to "
                                 "this file", type=Path, metavar="FILE")
@@ -156,6 +157,7 @@ class EvalConfig:
     # --- scores ---
     score: Path | None = option(None, "score this predictions.jsonl, ours or another system's, "
                                 "without running a model", type=Path, metavar="FILE")
+    papers: bool = option(False, "print the papers' rows of all benchmarks, without a model")
     convention: str = option("both", "how IoU is computed; upstream: with a pixel more a side, and "
                              "a box is right above a threshold, not at it; upstream_reading: that, "
                              "and an answer is read as upstream reads it; both: the first two",
@@ -491,6 +493,9 @@ def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse_args(argv)
+    if config.papers:
+        print(format_papers(), end="")
+        return
     if config.sheet and config.benchmark != "all":
         check_sheet(config.sheet, config.overwrite)
     if config.score:                            # needs no model
@@ -510,7 +515,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ensure_world(config.data)
     wait_for_all()
     check_image_folder(config.image_folder, config.data)
-    jobs, missing = plan_jobs(config.benchmark, config.split, config.data, config.output_dir)
+    jobs, missing = plan_jobs(config.benchmark, config.split, config.data, config.output_dir,
+                              config.model)
     if missing and rank == 0:
         print(f"not in {config.data[0]}: {', '.join(missing)}", file=sys.stderr)
     for folder in {job.folder for job in jobs} if rank == 0 else ():

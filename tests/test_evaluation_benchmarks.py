@@ -20,14 +20,16 @@ from support.evaluation.benchmarks import (
 def test_a_job_writes_to_a_folder_of_its_own_or_to_the_given_one(tmp_path):
     for name in ("UCM-Captions", "rsvg"):
         (tmp_path / name).mkdir()
-    jobs, missing = plan_jobs("all", "", [str(tmp_path)], None)
+    jobs, missing = plan_jobs("all", "", [str(tmp_path)], None, "weights/nano/")
     assert [str(job.folder) for job in jobs] == [
-        "out/eval/ucm-test", "out/eval/rsvg-val", "out/eval/rsvg-test"]
+        "out/eval/nano/ucm-test", "out/eval/nano/rsvg-val", "out/eval/nano/rsvg-test"]
     assert len(missing) == len(BENCHMARKS) - 2
-    [job], _ = plan_jobs("ucm", "", [str(tmp_path)], tmp_path / "out")
+    [job], _ = plan_jobs("ucm", "", [str(tmp_path)], tmp_path / "out", "weights/nano")
     assert (job.folder, job.split, job.name) == (tmp_path / "out", "test", "ucm test")
-    [job], _ = plan_jobs("", "", [str(tmp_path)], None)
-    assert job.folder == Path("out/eval")
+    places = [str(tmp_path / "UCM-Captions"), str(tmp_path / "a.json")]
+    (tmp_path / "a.json").touch()
+    [job], _ = plan_jobs("", "val", places, None, "out/stage1")
+    assert job.folder == Path("out/eval/stage1/UCM-Captions+a-val")
 
 
 # ---- published sizes -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from PIL import Image
 
 import support.evaluation.report as report
 from facts import FACTS, facts_tables
+from support.evaluation.benchmarks import BENCHMARKS
 from support.evaluation.report import (
     TaskResult,
     draw_row,
@@ -27,6 +28,19 @@ TABLES = json.loads((Path(report.__file__).parent / "papers.json").read_text())
 
 
 # ---- the papers' figures -------------------------------------------------------------------------
+
+def test_all_papers_rows_are_printed_without_a_model_and_where_there_are_none_it_is_said():
+    text = report.format_papers()
+    heads = [f"## {name} {split}" for name, one in BENCHMARKS.items() for split in one.splits]
+    sections = text.split("## ")[1:]
+    assert [f"## {section.splitlines()[0]}" for section in sections] == heads
+    of = {section.splitlines()[0]: section for section in sections}
+    assert "| SkyEyeGPT | 90.71 |" in of["ucm test"] and "arXiv 2401.09712" in of["ucm test"]
+    for head, section in of.items():
+        name, split = head.split()
+        assert (report.NO_ROWS in section) == (published_table(name, split) is None)
+
+
 
 SUMS = {        # rows, figures, their sum
     "ucm test": (9, 63, 5115.11), "sydney test": (9, 63, 4504.76), "rsicd test": (9, 63, 3394.0),

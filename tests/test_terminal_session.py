@@ -201,6 +201,20 @@ def test_typed_lines_end_with_ctrl_d_and_survive_ctrl_c(folder, monkeypatch, cap
     assert "Ctrl-D leaves" in capsys.readouterr().err
 
 
+def test_quit_and_help_need_no_slash_where_they_are_the_whole_line(folder, monkeypatch):
+    typed = iter(["Help", "exit", "quit ", "help me find a ship", EOFError])
+
+    def type_line(prompt):
+        line = next(typed)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    lines = list(typed_lines(make_session(folder)))
+    assert lines == ["/help", "/quit", "/quit", "help me find a ship"]
+
+
 def test_piped_lines_leave_out_empty_ones(monkeypatch):
     monkeypatch.setattr("sys.stdin", None)                      # closed
     assert list(piped_lines()) == []

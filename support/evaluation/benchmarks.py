@@ -54,18 +54,21 @@ class Job:
         return f"{self.benchmark or ' '.join(self.places)} {self.split}"
 
 
-def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None
+def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None, model: str
               ) -> tuple[list[Job], list[str]]:
     """-> the jobs, and for "all" the benchmarks whose folders are missing. UserError.
 
     name: a benchmark, "all" or "". split: "" for those that the papers report. out: folder for
-    results, or None.
+    results; None: out/eval/MODEL/DATA-SPLIT, by the names of the model's folder and the data.
     """
+    root = out or DEFAULT_OUTPUT / Path(model).resolve().name
     for place in places:
         if not Path(place).exists():
             raise UserError(f"{place}: no such file or folder")
     if not name:
-        return [Job("", split or "test", tuple(places), out or DEFAULT_OUTPUT)], []
+        data = "+".join(Path(place).resolve().stem for place in places)
+        folder = out or root / f"{data}-{split or 'test'}"
+        return [Job("", split or "test", tuple(places), folder)], []
     found, missing = {name: tuple(places)}, []
     if name == "all":
         found, missing = find_benchmarks(Path(places[0]))
@@ -73,7 +76,7 @@ def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None
              for own_split in ([split] if split else BENCHMARKS[benchmark].splits)]
     jobs = []
     for benchmark, own_split in pairs:
-        folder = (out or DEFAULT_OUTPUT) / f"{benchmark}-{own_split}"
+        folder = root / f"{benchmark}-{own_split}"
         if out and len(pairs) == 1:
             folder = out
         jobs.append(Job(benchmark, own_split, found[benchmark], folder))

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data import encode_box, load_images
 from support.common import Box, UserError, read_json, without_surrogates, write_atomic
-from support.evaluation.benchmarks import published_key
+from support.evaluation.benchmarks import BENCHMARKS, published_key
 from support.evaluation.runs import provenance_line
 from support.images.draw import MARGIN, contact_sheet, draw_boxes
 from support.metrics.boxes import predicted_boxes
@@ -89,6 +89,7 @@ def write_report(folder: Path | None, results: Sequence[TaskResult], record: dic
 
 LEGEND = "Fractions are times 100, in parentheses their 95 % intervals."
 EMPTY = "(nothing)"                         # an empty answer
+NO_ROWS = "no published row is known"
 
 
 def format_report(model: str, results: Sequence[TaskResult], source: str) -> str:
@@ -115,12 +116,27 @@ def format_section(model: str, result: TaskResult) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
+def format_papers() -> str:
+    """All published rows that are known, benchmark by benchmark."""
+    sections = []
+    for name, benchmark in BENCHMARKS.items():
+        for split in benchmark.splits:
+            paper = published_table(name, split)
+            blocks = [f"## {name} {split}", NO_ROWS] if paper is None else [
+                f"## {name} {split}", markdown_table(published_rows(paper)),
+                "\n".join(f"- {line}" for line in (paper.source, *paper.notes))]
+            sections.append("\n\n".join(blocks))
+    return "\n\n".join(sections) + "\n"
+
+
 def format_notes(result: TaskResult, paper: "PaperTable | None") -> str:
     """A list of what a reader must know of our figures and of the papers'; "" where nothing."""
     lines = [*filter(None, result.remarks)]
     lines += [f"{name}: {figure.note}" for name, figure in result.figures.items() if figure.note]
     if paper:
         lines += [f"the papers' rows: {paper.source}", *paper.notes]
+    elif result.benchmark:
+        lines.append(NO_ROWS)
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -162,11 +178,16 @@ def published_table(benchmark: str, split: str = "test") -> PaperTable | None:
 
 
 def rows_with_ours(model: str, figures: dict[str, Figure], paper: PaperTable) -> list[list]:
-    """The rows of a table: its head, the papers' without those that have no figure, and ours."""
+    """The rows of a table: the papers' and ours."""
+    ours = [find_figure(figures, name) for name in paper.figures]
+    return [*published_rows(paper), [f"**{model}**", *ours]]
+
+
+def published_rows(paper: PaperTable) -> list[list]:
+    """The head, and the rows without those that have no figure."""
     printed = [[name, *(None if value is None else f"{value:.2f}" for value in values)]
                for name, values in paper.rows.items() if any(v is not None for v in values)]
-    ours = [find_figure(figures, name) for name in paper.figures]
-    return [["model", *paper.columns], *printed, [f"**{model}**", *ours]]
+    return [["model", *paper.columns], *printed]
 
 
 def find_figure(figures: dict[str, Figure], name: str) -> Figure | float | None:

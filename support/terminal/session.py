@@ -232,10 +232,12 @@ def run_command(session: Session, line: str) -> str | None:
 # ---- lines ---------------------------------------------------------------------------------------
 
 LEAVE_HINT = "\n/quit or Ctrl-D leaves"
+BARE_COMMANDS = {"quit": "/quit", "exit": "/quit", "help": "/help", "?": "/help"}
 
 
 def typed_lines(session: Session) -> Iterator[str]:
-    """Lines that a person types at the prompt, until Ctrl-D; Ctrl-C there tells how to leave."""
+    """Lines that a person types at the prompt, until Ctrl-D; Ctrl-C there tells how to leave. A
+    word of BARE_COMMANDS alone is the command."""
     enable_line_editing()
     while True:
         try:
@@ -247,7 +249,7 @@ def typed_lines(session: Session) -> Iterator[str]:
             print()
             return
         if line:
-            yield line
+            yield BARE_COMMANDS.get(line.lower(), line)
 
 
 def enable_line_editing() -> None:
