@@ -912,7 +912,8 @@ def conversation(scene: Sketch, truth: Row, size: int, rng: random.Random) -> li
         boxes = "<delim>".join(as_text(thing, size) for thing in some)
         turns.append((f"[detection] {words}", f"<p>{words}</p> {boxes}"))
     for name, color in islice(absent(scene, rng), rng.randint(0, 1)):
-        turns.append((f"[refer] where is the {noun(name, color)} ?", ABSENT))
+        turns.append((rng.choice((f"[refer] where is the {noun(name, color)} ?",
+                                  f"[detection] {noun(name, color, True)}")), ABSENT))
     others = [thing for thing in scene.things if thing not in [one for _, one in located]]
     if others:
         thing = rng.choice(others)

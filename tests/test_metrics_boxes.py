@@ -15,7 +15,7 @@ from support.metrics.boxes import (
     true_boxes,
     upstream_box,
 )
-from support.metrics.figures import error_score, task_figures
+from support.metrics.figures import error_score, task_details, task_figures
 from support.metrics.statistics import ScoringOptions
 
 # ---- IoU -----------------------------------------------------------------------------------------
@@ -53,6 +53,9 @@ def test_a_box_for_what_is_not_there_is_a_false_box_and_changes_no_other_figure(
     assert found[figure] == alone[figure] == 1 and found["unparseable"] == 0
     figures = task_figures(task, [right, *absent], QUICK)
     assert figures["false boxes"].n == 4
+    only = values(task, absent)
+    assert only["false boxes"] == 0.5 and not only[figure]
+    assert task_details(task, absent, QUICK) == {"sizes": {}}
     missed = values(task, [row(task, ABSENT, [BOX])])
     assert missed[figure] == 0 and missed["unparseable"] == 1
     assert [error_score(one, QUICK) for one in absent] == [0, 1, 0, 1]

@@ -141,7 +141,7 @@ def test_what_is_said_to_be_absent_is_absent(kind, number):
     said = [row["expression"] for row in scene["refer"] if not row["bbox"]]
     said += [row["phrase"] for row in scene["detection"] if not row["bboxes"]]
     talk = [turn["value"] for turn in scene["conversation"]]
-    said += [re.search(r"where is (.+) \?", question)[1]
+    said += [re.search(r"where is (.+) \?|\[detection\] (.+)", question).expand(r"\1\2")
              for question, answer in zip(talk[::2], talk[1::2], strict=True) if answer == ABSENT]
     assert not seen & set(said) and len(said) <= 3
 

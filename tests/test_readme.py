@@ -47,7 +47,7 @@ OPTIONAL = {"tifffile", "imagecodecs", "matplotlib",            # packages that 
 SHORT = ('python chat.py examples/harbor.png --prompt "[caption] briefly describe the image"',
          "python chat.py examples/harbor.png --json < questions.txt > answers.jsonl")
 DRAWN = ROOT / "examples" / "forest_boxes.png"                      # by the README's first command
-DRAWN_IN_SESSION = ROOT / "examples" / "residential_boxes.png"      # by the session of docs/chat.md
+DRAWN_IN_SESSION = ROOT / "examples" / "sports_boxes.png"           # by the session of docs/chat.md
 COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|torchrun|pytest|pip)\b")
 
 

@@ -64,7 +64,9 @@ def task_figures(task: str, rows: Sequence[dict], options: ScoringOptions = DEFA
 def with_intervals(scores: Sequence[Score], rows: Sequence[dict], options: ScoringOptions
                    ) -> dict[str, Figure]:
     pictures = [tuple(row["image"]) for row in rows]
-    figures = {}
+    figures: dict[str, Figure] = {}
+    if not scores:
+        return figures
     all_bounds = intervals(scores, pictures, options.samples, options.seed)
     for score, bounds in zip(scores, all_bounds, strict=True):
         counts = score.n or [len(rows)] * len(score.names)
