@@ -37,7 +37,8 @@ from support.readers import FORMATS
 from support.tools import check_data, convert
 
 ROOT, NANO = tiny.ROOT, tiny.ROOT / "weights" / "nano"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), NANO / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+         *sorted((ROOT / "weights").glob("*/README.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
            "chat.py": chat.parse_args, "data.py": check_data.parse_args,
