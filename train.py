@@ -194,7 +194,8 @@ def resolve_defaults(given: dict) -> TrainConfig:
         return config
     small = dict(SMALL_MODEL_DEFAULTS[config.stage])
     if config.tune == "full":
-        small |= {"optimizer": "muon", "train_vit": not (config.model or config.vit)}
+        small |= {"optimizer": "adamw" if config.shard else "muon",
+                  "train_vit": not (config.model or config.vit)}
     return replace(config, **{name: value for name, value in small.items() if name not in given})
 
 

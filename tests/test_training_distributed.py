@@ -18,8 +18,10 @@ from support.training.distributed import check_shardable, with_dummy_image
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                "PYTHONPATH": str(tiny.ROOT)}
-TUNES = {"full": ("--tune", "full", "--train_vit"), "lora": ("--tune", "lora"),
-         "bf16": ("--tune", "lora", "--dtype", "bf16", "--grad_checkpoint")}
+# A sharded run has no Muon and no feature cache, which encodes each picture by itself.
+TUNES = {"full": ("--tune", "full", "--train_vit", "--optimizer", "adamw"),
+         "lora": ("--tune", "lora", "--feature_cache", "0"),
+         "bf16": ("--tune", "lora", "--feature_cache", "0", "--dtype", "bf16", "--grad_checkpoint")}
 
 
 def start(*command):

@@ -173,4 +173,7 @@ def test_nano_starts_with_the_taught_encoder_unless_told_otherwise():
     assert fresh.vit == "" and fresh.train_vit
     assert resolve_defaults({"preset": "skyeyegpt"}).vit == ""
     assert resolve_defaults({"model": "weights/nano"}).vit == ""
+    assert resolve_defaults({}).optimizer == "muon"
+    assert resolve_defaults({"shard": True}).optimizer == "adamw"
+    assert resolve_defaults({"model": "weights/nano"}).optimizer == "adamw"
     assert Path(train.TAUGHT_VIT, "model.safetensors").is_file()

@@ -172,10 +172,15 @@ HARMLESS_BYTES = 1e9            # so much
 
 
 def check_inflation(path: Path) -> None:
-    """ModelError for a zip file that was compressed again and unpacks to far more than its size."""
+    """ModelError for a zip file that was compressed again and unpacks to far more than its size, or
+    is damaged."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            unpacked = sum(entry.file_size for entry in file.infolist())
+        try:
+            with zipfile.ZipFile(path) as file:
+                unpacked = sum(entry.file_size for entry in file.infolist())
+        except zipfile.BadZipFile:
+            raise ModelError(f"{path}: not loaded, damaged, or cut off; a file of tensors is "
+                             "expected") from None
         if unpacked > max(HARMLESS_BYTES, MAX_INFLATION * path.stat().st_size):
             raise ModelError(f"{path}: not loaded, it would unpack to {unpacked / 1e9:,.1f} GB, "
                              f"{unpacked / path.stat().st_size:,.0f} times its size")
