@@ -11,7 +11,6 @@ training picture of the same scene. Captions leave out much, so this asks a lot:
 from a forest, not from a street where nobody wrote of it.
 """
 import argparse
-import json
 import os
 import random
 import re
@@ -23,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from support.common import UserError, write_atomic  # noqa: E402
+from examples.miniworld import write_rows  # noqa: E402
+from support.common import UserError  # noqa: E402
 from support.readers import read_data  # noqa: E402
 from support.readers.common import Sample  # noqa: E402
 
@@ -92,12 +92,6 @@ def write_split(out: Path, split: str, found: Sequence[tuple[str, str]]) -> None
                [image | {"expression": f"the {thing}", "bbox": []} for image, thing in named])
     write_rows(out / "phrasegrounding" / f"Absent_pg_{split}.json",
                [image | {"phrase": f"{thing}s", "bboxes": []} for image, thing in named])
-
-
-def write_rows(file: Path, rows: Sequence[dict]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
-    write_atomic(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def main() -> int:

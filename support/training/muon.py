@@ -1,9 +1,8 @@
 """Muon: momentum whose update of a matrix is made orthogonal, so all directions learn alike.
 
 The gradient of a matrix has a few large singular values; AdamW steps mostly along these. Muon
-replaces them all by about 1: USV' becomes UV'. A small model learns as much in about half the
-steps (docs/train.md). Embeddings, the head and vectors, whose rows are not directions of one space,
-stay with AdamW.
+replaces them all by about 1: USV' becomes UV'. Embeddings, the head and vectors, whose rows are not
+directions of one space, stay with AdamW.
 
 Sources: https://kellerjordan.github.io/posts/muon/; Moonlight, arXiv 2502.16982 section 2.
 """
