@@ -121,6 +121,24 @@ def test_ffmpeg_is_requested_to_give_the_middle_frames(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_bytes(b"x")
     images = read_clip(tmp_path / "a.mp4", 3)
     assert [np.array(image.image).mean() for image in images] == [2, 6, 10]
+    gray = read_clip(tmp_path / "a.mp4", 3, (2,))
+    assert [image.note for image in gray] == ["band 2 of 3 shown"] * 3
+
+
+@pytest.mark.parametrize("name", ["", "a.gif", "a.webp"])
+def test_the_bands_that_are_asked_for_are_shown_of_each_frame(tmp_path, name):
+    frames = [Image.new("RGB", (16, 12), color) for color in ((10, 200, 90), (30, 150, 60))]
+    for i, frame in enumerate(frames):
+        frame.save(tmp_path / f"{i}.png")
+    if name:
+        extra = {"lossless": True} if name == "a.webp" else {}
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **extra)
+    swapped = read_clip(tmp_path / name, 2, (3, 2, 1))
+    assert colors(swapped) == [(90, 200, 10), (60, 150, 30)]
+    assert [frame.note for frame in swapped] == ["bands 3, 2, 1 of 3 shown"] * 2
+    assert colors(read_clip(tmp_path / name, 2, (2,))) == [(200,) * 3, (150,) * 3]
+    with pytest.raises(PictureError, match="--bands asks for band 5; it has 3"):
+        read_clip(tmp_path / name, 2, (5, 2, 1))
 
 
 def test_a_real_video_gives_its_frames(tmp_path, monkeypatch):

@@ -332,6 +332,20 @@ def test_a_header_shows_that_a_file_is_cut_off(tmp_path, name):
     assert read_header(str(path)) == (53, 37, f"{path}: cut off at its end")
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "bmp", "jp2"])
+def test_a_header_tells_of_a_missing_end_if_and_only_if_it_cannot_be_shown(tmp_path, suffix):
+    path = save(tmp_path / f"a.{suffix}", BYTES)
+    data = path.read_bytes()
+    for missing in range(1, 41):
+        path.write_bytes(data[:-missing])
+        try:
+            read_picture(path)
+        except PictureError:
+            assert read_header(str(path)).fault, missing
+        else:
+            assert read_header(str(path)) == (53, 37, ""), missing
+
+
 def test_the_header_of_a_clip_shows_only_whether_it_is_there(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"x")
     assert read_header(str(tmp_path)) == read_header(str(tmp_path / "a.mp4")) == (0, 0, "")

@@ -22,6 +22,7 @@ from support.images.common import (
     VIDEO_SUFFIXES,
     PictureError,
     describe_reduction,
+    join_notes,
     one_line_errors,
     pixel_limit,
     reduction_factor,
@@ -34,6 +35,7 @@ from support.images.read import (
     open_picture,
     read_picture,
     reduce_image,
+    select_bands,
 )
 
 CLIP_PIXELS = 4 * LARGE_PIXELS      # of all frames of a clip together; over that, they are reduced
@@ -65,10 +67,12 @@ def read_clip(path: str | Path, frames: int = 8, bands: tuple[int, ...] = ()) ->
         return [read_picture(files[i], bands, most=CLIP_PIXELS // len(indices)) for i in indices]
     with one_line_errors(path), pixel_limit():
         if path.suffix.lower() in VIDEO_SUFFIXES:
-            return read_video_frames(path, frame_indices(count_video_frames(path), frames))
+            shown = read_video_frames(path, frame_indices(count_video_frames(path), frames))
+            return [show_bands(picture, bands) for picture in shown]
         with open_picture(path) as image:
             indices = frame_indices(check_animation(image, path), frames)
-            return [read_animation_frame(image, i, CLIP_PIXELS // len(indices)) for i in indices]
+            return [read_animation_frame(image, i, CLIP_PIXELS // len(indices), bands)
+                    for i in indices]
 
 
 def check_pixels(paths: Iterable[str], bands: tuple[int, ...] = (), frames: int = 8
@@ -119,12 +123,21 @@ def natural_key(file: Path) -> list[int | str]:
     return [int(part) if part.isdigit() else part for part in re.split("([0-9]+)", file.name)]
 
 
-def read_animation_frame(image: Image.Image, index: int, most: int) -> Picture:
+def read_animation_frame(image: Image.Image, index: int, most: int, bands: tuple[int, ...]
+                         ) -> Picture:
     image.seek(index)
     image.load()                                # the first frame has another mode before it
     factor = reduction_factor(image.size, most)
     shown = flatten(image.copy() if factor == 1 else reduce_image(image, factor))[0]
-    return Picture(shown, image.size, describe_reduction(factor))
+    return show_bands(Picture(shown, image.size, describe_reduction(factor)), bands)
+
+
+def show_bands(frame: Picture, bands: tuple[int, ...]) -> Picture:
+    """Those of its colors that are asked for, as of a folder's frames."""
+    if not bands:
+        return frame
+    image, note = select_bands(frame.image, bands)
+    return Picture(image, frame.size, join_notes(frame.note, note))
 
 
 # ---- videos --------------------------------------------------------------------------------------

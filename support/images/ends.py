@@ -234,7 +234,7 @@ def jpeg2000_is_complete(file: BinaryIO) -> bool:
     for _ in range(MAX_STEPS):
         file.seek(place)
         head = file.read(10)
-        if head[:2] == JPEG_END or place == size:
+        if head[:2] == JPEG_END:
             return True
         if len(head) < 10 or head[0] != 0xff:
             return False

@@ -502,15 +502,26 @@ def read_header_and_note(path: str, bands: tuple[int, ...] | None) -> tuple[Pict
             with open_picture(path) as image:
                 check_decoder(image, path, image.size)
                 check_bits(image, path)
-                if check_animation(image, path) == 1:
+                still = check_animation(image, path) == 1
+                if still:
                     check_bands(image, bands or ())
                 orientation, note = read_orientation(image, path, None)
                 note = join_notes(image.info.get(NOTE_KEY, ""), note)
-                fault = "" if is_complete(path, image) else f"{name}: cut off at its end"
+                whole = is_complete(path, image) or still and has_all_pixels(path, bands or ())
+                fault = "" if whole else f"{name}: cut off at its end"
                 size = oriented_size(image.size, orientation)
                 return PictureHeader(*size, fault), note
     except PictureError as error:
         return PictureHeader(0, 0, str(error)), ""
+
+
+def has_all_pixels(path: str, bands: tuple[int, ...]) -> bool:
+    """Of a picture without its end mark: read_picture shows it."""
+    try:
+        read_picture(path, bands)
+    except PictureError:
+        return False
+    return True
 
 
 def read_tiff_header(path: str, tiff: TiffInfo, bands: tuple[int, ...] | None
