@@ -4,10 +4,12 @@
     python chat.py before.png after.png
     python chat.py examples/harbor.png --prompt "[refer] where is the largest ship ?" --save out.png
     python chat.py examples/harbor.png --json < questions.txt > answers.jsonl
+    python chat.py --each 'examples/*.png' --prompt "how many ships are there?"
 
 A question may begin with a task: [caption] [vqa] [refer] [detection] [identify] [grounding]. A
 region in it is {<12><30><55><70>}, hundredths of the sides, or 120 80 300 260 px. Boxes in an
-answer are printed in pixels, drawn on the full-resolution picture and saved.
+answer are printed in pixels; /save and --save draw them on the full-resolution picture. Questions
+typed in a terminal are turns of a conversation, those of a script are each answered alone.
 """
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,20 +25,19 @@ from support.common import Box, UserError, find_device, in_range, option, parse_
 from support.images.common import parse_bands
 from support.inference.cuda_graphs import accelerate_decoding
 from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
+from support.terminal.answers import readable_pieces
 from support.terminal.display import (
     check_target,
     discard_output,
     eprint,
     is_interactive,
     prepare_streams,
-    print_detections,
-    print_json_answer,
     print_json_error,
-    save_beside,
     save_boxes,
     save_conversation,
     supports_color,
 )
+from support.terminal.each import ask_each, check_flags, check_picture_count, picture_notes, restart
 from support.terminal.questions import (
     Detection,
     confidences,
@@ -52,6 +53,7 @@ from support.terminal.session import (
     file_key,
     piped_lines,
     run_command,
+    show_answer,
     typed_lines,
 )
 
@@ -61,11 +63,14 @@ class ChatConfig:
     # --- pictures and questions ---
     images: tuple[str, ...] = option((), "one picture or several, two dates of a place, or clips; "
         "FOLDER is one clip, 'FOLDER/*.png' are its pictures", positional=True, nargs="*")
-    prompt: tuple[str, ...] = option((), "ask this, print the answer and exit; repeat the flag to "
-        "ask several questions in turn", action="append", metavar="TEXT")
-    auto_task: bool | None = option(None, "put the fitting task in front of a plain request: "
-        "'where is ..' becomes [refer], 'find all ..' [detection]", type=bool,
-        default_text="on in a terminal")
+    prompt: tuple[str, ...] = option((), "ask this, print the answer and exit; repeat the flag for "
+        "several questions", action="append", metavar="TEXT")
+    each: bool = option(False, "ask about each picture alone, those of a FOLDER too, in batches")
+    batch_size: int = option(16, "with --each, answers generated at a time", type=in_range(int, 1))
+    conversation: bool | None = option(None, "let a question follow on those before it", type=bool,
+                                       default_text="on in a terminal")
+    auto_task: bool = option(True, "put the fitting task in front of a plain request: 'where is "
+        "..' becomes [refer], 'find all ..' [detection]")
     bands: tuple[int, ...] = option((), "bands to show as red, green and blue, counted from 1, of "
         "pictures that have more than three", type=parse_bands, nargs=None, metavar="R,G,B")
     frames: int = option(8, "number of frames to show of a clip", type=in_range(int, 1))
@@ -92,7 +97,8 @@ class ChatConfig:
     free: bool = option(False, "do not constrain boxes to be well-formed")
     # --- output ---
     save: Path | None = option(None, "at the end, write the picture with the last answer's boxes "
-        "to this file, or the conversation if it ends in .json", type=Path, metavar="FILE")
+        "to this file, or the conversation if it ends in .json; with --each a folder, for each "
+        "picture with boxes", type=Path, metavar="FILE")
     overwrite: bool = option(False, "let --save and /save write over a file that exists; a picture "
         "that is shown is never written over")
     json: bool = option(False, "print one JSON object a line: question, answer, boxes in pixels")
@@ -109,32 +115,31 @@ class Conversation:
 
     def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, paths: Sequence[str], sampling: dict,
                  bands: Sequence[int] = (), frames: int = 8, unconstrained: bool = False,
-                 image_cache: dict[FileKey, Tensor] | None = None):
+                 image_cache: dict[FileKey, Tensor] | None = None, alone: bool = False):
         """paths: pictures and clips; sampling: arguments of SkyEyeGPT.generate, None where
         sampling_for decides; unconstrained: boxes need not be well-formed; image_cache: the visual
-        tokens of each file, shared by conversations. UserError: the pictures cannot be shown.
+        tokens of each file, shared by conversations; alone: no question follows on those before it.
+        UserError: the pictures cannot be shown.
         """
-        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.model, self.tokenizer, self.sampling, self.alone = model, tokenizer, sampling, alone
         self.bands, self.frames, self.unconstrained = bands, frames, unconstrained
         self.image_cache = {} if image_cache is None else image_cache
         self.grammar = BoxGrammar(tokenizer.model.id_to_piece(list(range(len(tokenizer)))))
         self.files = [(file_key(path), load_images([path], bands, frames)) for path in paths]
         self.pictures = [picture for _, pictures in self.files for picture in pictures]
         self.paths = [path for (path, _), pictures in self.files for _ in pictures]
-        limit, visual_tokens = model.config.llama.max_positions, model.config.visual_tokens
-        if len(self.pictures) * visual_tokens > limit - 32:
-            raise UserError(
-                f"{len(self.pictures)} pictures take {len(self.pictures) * visual_tokens} of "
-                f"{limit} tokens: show {(limit - 32) // visual_tokens} at most")
-        for note in dict.fromkeys(picture.note for picture in self.pictures if picture.note):
-            eprint(note)
+        check_picture_count(len(self.pictures), model.config)
+        for key, pictures in self.files:
+            for note in picture_notes(key[0], pictures, model.config.vit.image_size):
+                if key not in self.image_cache:         # else it has been told
+                    eprint(note)
         self.release_cache()
         self.reset()
 
     def about(self, paths: Sequence[str]) -> "Conversation":
         """A new conversation with the same model and settings about other pictures."""
         return Conversation(self.model, self.tokenizer, paths, self.sampling, self.bands,
-                            self.frames, self.unconstrained, self.image_cache)
+                            self.frames, self.unconstrained, self.image_cache, self.alone)
 
     def release_cache(self) -> None:
         """Free the KV cache. The next question computes all turns again, the pictures not."""
@@ -161,7 +166,11 @@ class Conversation:
 
         UserError: the question does not fit the context.
         """
-        sampling, ids = sampling_for(question, self.sampling), self.prompt_ids(question)
+        sampling = sampling_for(question, self.sampling)
+        if self.alone:
+            self.first_turn = len(self.turns)
+            restart(sampling)
+        ids = self.prompt_ids(question)
         start = self._rewind_cache(ids)
         self.cached_ids = ids[:start]
         constraint = BoxConstraint.for_question(self.grammar, question)
@@ -260,10 +269,10 @@ class Conversation:
         picture with the boxes of the last answer. UserError, OSError."""
         if file.suffix == ".json":
             scores = [confidences(own.texts, own.log_probs) for own in self.constraints]
-            save_conversation(file, list(dict.fromkeys(self.paths)), self.turns, scores)
+            save_conversation(file, list(dict.fromkeys(self.paths)), self.turns, scores, self.alone)
+            eprint(f"saved {file}")
         else:
-            save_boxes(file, self.pictures, self.detections())
-        eprint(f"saved {file}")
+            eprint(save_boxes(file, self.pictures, self.detections()))
 
     @property
     def key(self) -> tuple[FileKey, ...]:
@@ -287,30 +296,35 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     for question in config.prompt:
         task_of(question.strip())               # report an unknown task before reading the model
-    if config.save:
+    if config.each:
+        check_flags(config)
+    elif config.save:
         check_target(config.save, config.images, config.overwrite)
     device = find_device(config.device)
     model = SkyEyeGPT.from_pretrained(config.model, device, DTYPES[config.dtype], config.bits)
     if not config.compile:                      # the compiler arranges weights in its own way
-        model = pack_if_possible(model)
-    accelerate_decoding(model.llama_model, config.compile)
+        model = pack_if_possible(model, config.batch_size if config.each else 1)
     tokenizer = Tokenizer(Path(config.model) / "tokenizer.model", model.config.llama.vocab_size)
+
+    sampling = {"max_new_tokens": config.max_new_tokens, "stop": tokenizer.eos,
+                "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
+                "repetition_penalty": config.repetition_penalty,
+                "generator": torch.Generator(device).manual_seed(config.seed)}
+    if config.each:
+        return ask_each(model, tokenizer, config, sampling)
+    accelerate_decoding(model.llama_model, config.compile)
 
     # 2 the conversation; /image opens others
     interactive = not config.prompt and is_interactive()
     if interactive:
         eprint(f"model {config.model}; /help lists the commands")
-    sampling = {"max_new_tokens": config.max_new_tokens, "stop": tokenizer.eos,
-                "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
-                "repetition_penalty": config.repetition_penalty,
-                "generator": torch.Generator(device).manual_seed(config.seed)}
+    alone = not (interactive if config.conversation is None else config.conversation)
     session = Session(
         Conversation(model, tokenizer, expand_paths(config.images), sampling, config.bands,
-                     config.frames, config.free),
+                     config.frames, config.free, alone=alone),
         interactive,
         preview=supports_color() if config.preview is None else config.preview,
-        auto_task=interactive if config.auto_task is None else config.auto_task,
-        overwrite=config.overwrite)
+        auto_task=config.auto_task, overwrite=config.overwrite, as_json=config.json)
 
     # 3 the loop: read a line, obey a command or ask a question, print the answer and its boxes
     exit_code = 0
@@ -322,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 question = session.to_question(line)
             if question is not None:
-                print_answer(session, question, config.json)
+                print_answer(session, question)
         except EOFError:                                    # /quit
             break
         except KeyboardInterrupt:
@@ -340,35 +354,26 @@ def main(argv: list[str] | None = None) -> int:
             if config.json:
                 print_json_error(line, error)
     if config.save:
-        session.save(config.save)
+        session.save([config.save])
     return exit_code
 
 
-def print_answer(session: Session, question: str, as_json: bool = False) -> None:
+def print_answer(session: Session, question: str) -> None:
     """Print the answer while it is generated, then its boxes; as JSON, all of it at the end.
 
-    At a terminal Ctrl-C stops the answer alone, and boxes are also drawn beside the pictures.
+    At a terminal Ctrl-C stops the answer alone.
     """
     conversation = session.conversation
     try:
-        for piece in conversation.ask(question):
-            if not as_json:
+        for piece in readable_pieces(conversation.ask(question)):
+            if not session.as_json:
                 print(piece, end="", flush=True)
     except KeyboardInterrupt:
         if not session.interactive:
             raise
-        if not as_json:
+        if not session.as_json:
             print(" (stopped)", end="")
-    detections = conversation.detections()
-    pictures, paths = conversation.pictures, conversation.paths
-    if as_json:
-        print_json_answer(question, conversation.turns[-1][1], detections, paths)
-    else:
-        print()
-        print_detections(detections, pictures, paths, session.preview)
-    if session.interactive:
-        for file in save_beside(paths, pictures, detections):
-            eprint(f"saved {file}")
+    show_answer(session)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What every script and support module may use: errors, flags, files, signals, the environment.
+"""What every script and support module may use: errors, flags, files, signals, work ahead, the
+environment.
 
 Nothing here imports another file of the project.
 """
@@ -18,7 +19,8 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -344,6 +346,18 @@ class GracefulStop:
         for other in self.SIGNALS:              # from now on the kernel ends the process, even in
             signal.signal(other, signal.SIG_DFL)        # the middle of a long matrix product
         os.write(2, b"" if self.quiet else self.MESSAGE)
+
+
+# ---- work ahead ----------------------------------------------------------------------------------
+
+def load_ahead(items: Iterable) -> Iterator:
+    """The same items; a thread makes the next one while one is used."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item
 
 
 # ---- where a run takes place ---------------------------------------------------------------------

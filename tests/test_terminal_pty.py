@@ -94,8 +94,11 @@ def test_ask_switch_ground_save_and_quit(pictures, tmp_path):
     assert "([refer] where is the house with a blue roof ?)" in found
     left, top, bottom = map(int, re.search(
         r"■ the house with a blue roof: x (\d+) to \d+, y (\d+) to (\d+) pixels", found).groups())
+    assert "(/save draws the boxes on the picture" in found
+    assert {path.name for path in tmp_path.iterdir()} == {harbor.name, forest.name}
+    assert "forest_boxes.png" in window.type("/save")
     drawn, middle = Image.open(tmp_path / "forest_boxes.png"), (top + bottom) // 2
-    assert drawn.size == (512, 512) and "forest_boxes.png" in found
+    assert drawn.size == (512, 512)
     assert (255, 59, 48) in [drawn.getpixel((x, middle)) for x in (left, left + 1)]
     assert "* 2" in window.type("/images")
     window.type("/image 1")
@@ -122,6 +125,22 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation_in_a_narrow_window_with
     assert "asked 1" in window.type("/images")
     assert window.leave() == 0 and "Traceback" not in window.screen()
     assert b"\x1b[38" not in window.output
+
+
+def test_lines_typed_while_an_answer_is_generated_wait_and_are_answered_in_order(pictures):
+    random_words = ("--temperature", 9, "--top_k", 0, "--top_p", 1, "--max_new_tokens", 300)
+    window = Terminal(pictures[0], *random_words, "--no-auto_task", "--no-preview")
+    window.wait()
+    after = len(window.screen())
+    os.write(window.fd, b"hello\r")
+    while len(window.screen()) < after + 40:                    # the answer is being printed
+        assert window.read()
+    os.write(window.fd, b"[vqa] is there a ship ?\r/undo\r[vqa] is there a road ?\r/images\r")
+    shown = window.wait("asked 2", after)
+    assert "taken back: [vqa] is there a ship ?\n" in shown
+    assert window.leave(b"/undo\r/undo\r\x04") == 0 and "Traceback" not in window.screen()
+    taken = re.findall("taken back: (.+)", window.screen())
+    assert taken == ["[vqa] is there a ship ?", "[vqa] is there a road ?", "hello"]
 
 
 def test_characters_that_the_terminal_lacks_are_replaced(tmp_path):

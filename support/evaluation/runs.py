@@ -24,7 +24,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data import encode_box
@@ -38,6 +37,7 @@ from support.common import (
     read_json,
     write_atomic,
 )
+from support.common import load_ahead as load_ahead
 from support.evaluation.rows import select_scorable, unreadable_truth
 from support.metrics.boxes import LOCATED_TASKS
 from support.metrics.figures import TASK_SCORES
@@ -380,13 +380,3 @@ def make_batches(groups: Iterable[list[int]], size: int, kinds: Kinds) -> Iterat
         batch.append(group)
     if batch:
         yield batch
-
-
-def load_ahead(items: Iterable) -> Iterator:
-    """The same items; a thread makes the next one while one is used."""
-    iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
-            yield item

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from PIL import Image, ImageColor, ImageDraw
 from support.common import Box, UserError, write_atomic
 from support.images.draw import COLORS, draw_on_picture, unused_name
 from support.images.read import Picture
-from support.terminal.questions import Detection
+from support.terminal.answers import readable_text
+from support.terminal.questions import Detection, rounded
 
 # ---- the terminal --------------------------------------------------------------------------------
 
@@ -59,28 +61,44 @@ def discard_output() -> None:
 
 # ---- answers -------------------------------------------------------------------------------------
 
-def print_detections(detections: Sequence[Detection], pictures: Sequence[Picture],
-                     names: Sequence[str], preview: bool) -> None:
-    """A line for each box; with `preview` in the box's color, below the picture it lies in."""
-    for index, picture in enumerate(pictures):
+def print_detections(detections: Sequence[Detection], names: Sequence[str],
+                     previews: Sequence[Picture] = ()) -> None:
+    """A line for each box, picture by picture. names: of the pictures; previews: the pictures
+    where they are to be shown, each above its boxes, which then have their colors."""
+    for index in range(len(names)):
         found = [detection for detection in detections if detection.picture == index]
-        if found and preview:
-            print_picture(picture, [detection.box for detection in found])
+        if found and previews:
+            print_picture(previews[index], [detection.box for detection in found])
         for number, detection in enumerate(found):
-            mark = color_square(number) if preview else ""
+            mark = color_square(number) if previews else ""
             print(f"  {mark}{detection.describe(names)}", flush=True)
 
 
 def print_json_answer(question: str, answer: str, detections: Sequence[Detection],
-                      names: Sequence[str]) -> None:
-    """An answer as one line of JSON."""
+                      names: Sequence[str], **more: str) -> None:
+    """An answer as one line of JSON: `answer` as it was generated, `text` as a person sees it.
+    more: fields that come first."""
     boxes = [detection.to_json(names) for detection in detections]
-    print(json.dumps({"question": question, "answer": answer, "boxes": boxes}), flush=True)
+    print(json.dumps(more | {"question": question, "answer": answer,
+                             "text": readable_text(answer)[0], "boxes": boxes}), flush=True)
 
 
-def print_json_error(question: str, error: Exception) -> None:
+def print_json_error(question: str, error: Exception, **more: str) -> None:
     """What stands in the place of an answer where there is none."""
-    print(json.dumps({"question": question[:1000], "error": str(error)}), flush=True)
+    print(json.dumps(more | {"question": question[:1000], "error": str(error)}), flush=True)
+
+
+MUCH_LARGER = 8         # times the side that the model sees: a picture of which it cannot see much
+
+
+def describe_scale(name: str, size: tuple[int, int], side: int) -> str:
+    """What to know about a picture much larger than the `side` x `side` pixels that the model sees;
+    "" for others. size: width and height."""
+    if max(size) <= MUCH_LARGER * side:
+        return ""
+    return (f"{name}: the model sees its {size[0]} x {size[1]} pixels as {side} x {side}, and "
+            f"nothing smaller than about {2 * max(size) // side} pixels: crop the part in question "
+            f"to a picture of its own, of up to {MUCH_LARGER * side} pixels a side")
 
 
 # ---- previews ------------------------------------------------------------------------------------
@@ -144,8 +162,8 @@ def check_target(file: Path, inputs: Sequence[str], overwrite: bool = False) -> 
         raise UserError(f"{file}: exists; --overwrite writes over it")
 
 
-def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Detection]) -> None:
-    """Write the picture that the first box lies in, with its boxes drawn on it.
+def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Detection]) -> str:
+    """Write the picture that the first box lies in, with its boxes drawn on it -> what to tell.
 
     UserError: there is no picture, or the suffix of `file` is not that of a picture format.
     """
@@ -159,25 +177,33 @@ def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Det
     boxes = [(found.phrase, found.box) for found in detections if found.picture == index]
     image = draw_on_picture(pictures[index], boxes)
     write_atomic(file, lambda temporary: image.save(temporary, file_format))
+    if not boxes:
+        return f"saved {file}, without a box: the last answer has none"
+    others = len({found.picture for found in detections}) - 1
+    more = f"; {others} more with boxes: /save alone writes each" if others else ""
+    return f"saved {file}{more}"
 
 
 def save_beside(paths: Sequence[str], pictures: Sequence[Picture],
-                detections: Sequence[Detection]) -> list[Path]:
-    """Write each picture that has boxes as NAME_boxes.png beside it -> the files.
+                detections: Sequence[Detection]) -> list[str]:
+    """Write each picture that has boxes, or else the first one, as NAME_boxes.png beside it -> what
+    to tell of each.
 
     A file that exists is never overwritten: the name becomes NAME_boxes_2.png, and so on.
+    UserError: there is no picture.
     """
-    files = []
-    for index in sorted({detection.picture for detection in detections}):
-        file = unused_name(paths[index])
-        save_boxes(file, pictures, [found for found in detections if found.picture == index])
-        files.append(file)
-    return files
+    if not pictures:
+        raise UserError("/save: there is no picture; /save chat.json writes the conversation")
+    shown = sorted({detection.picture for detection in detections}) or [0]
+    return [save_boxes(unused_name(paths[index]), [pictures[index]],
+                       [replace(found, picture=0) for found in detections
+                        if found.picture == index]) for index in shown]
 
 
 def save_conversation(file: Path, paths: Sequence[str], turns: Sequence[tuple[str, str]],
-                      scores: Sequence[Sequence[float]] = ()) -> None:
-    """Write (question, answer) turns as a LLaVA row, which data.py reads and train.py learns from.
+                      scores: Sequence[Sequence[float]] = (), alone: bool = False) -> None:
+    """Write (question, answer) turns as a LLaVA row, which data.py reads and train.py learns from;
+    where each was asked alone, as a row each.
 
     Pictures are named relative to the file's folder. Turns with an empty answer are left out.
     scores: the confidences of the boxes in each answer. UserError: no turn is left, or a picture
@@ -190,7 +216,7 @@ def save_conversation(file: Path, paths: Sequence[str], turns: Sequence[tuple[st
         if answer.strip():
             reply = {"from": "gpt", "value": answer}
             if confidence:
-                reply["confidence"] = list(confidence)
+                reply["confidence"] = [rounded(score) for score in confidence]
             messages += [{"from": "human", "value": question}, reply]
     if not messages:
         raise UserError(f"{file}: there is no answer to save yet")
@@ -198,8 +224,9 @@ def save_conversation(file: Path, paths: Sequence[str], turns: Sequence[tuple[st
         if not picture.is_relative_to(folder):
             raise UserError(f"{file}: a data file names pictures of its own folder; save it in "
                             f"{picture.parent} or above")
-    row = {"conversations": messages}
-    if pictures:
-        row = {"image": [picture.relative_to(folder).as_posix() for picture in pictures]} | row
-    text = json.dumps([row], indent=1) + "\n"
+    shown = [picture.relative_to(folder).as_posix() for picture in pictures]
+    size = 2 if alone else len(messages)
+    rows = [({"image": shown} if shown else {}) | {"conversations": messages[i:i + size]}
+            for i in range(0, len(messages), size)]
+    text = json.dumps(rows, indent=1) + "\n"
     write_atomic(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))

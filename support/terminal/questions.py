@@ -65,6 +65,19 @@ def as_task_prompt(request: str) -> str:
     return request
 
 
+def write_question(line: str, size: tuple[int, int] | None, pad: bool = False, task: str = "",
+                   auto_task: bool = False) -> str:
+    """A line as the model reads it: the task in front, regions in hundredths.
+
+    size: width and height of the first picture, None without one; pad: as in data.encode_box; task:
+    "[refer] ", say, for lines that name none; auto_task: find it for a plain request. UserError: an
+    unknown task, a region that cannot be read.
+    """
+    has_task = line.startswith("[") and not REGION.match(line)
+    question = regions_to_text(write_task(line if has_task else task + line), size, pad)
+    return as_task_prompt(question) if auto_task and not task_of(question) else question
+
+
 def referred_phrase(question: str) -> str:
     """What a [refer] question asks for, without the template around it; "" for other questions."""
     phrases = []
@@ -234,7 +247,12 @@ class Detection:
 
     def to_json(self, names: Sequence[str]) -> dict:
         return {"phrase": self.phrase, "pixels": [round(side, 1) for side in self.box],
-                "confidence": self.confidence, "picture": names[self.picture]}
+                "confidence": rounded(self.confidence), "picture": names[self.picture]}
+
+
+def rounded(confidence: float | None) -> float | None:
+    """With the four digits that a file or a line of JSON gets."""
+    return None if confidence is None else round(confidence, 4)
 
 
 def find_detections(question: str, answer: str, sizes: Sequence[tuple[int, int]],

@@ -13,15 +13,20 @@ from typing import Protocol
 from data import IDENTIFIERS
 from support.common import UserError
 from support.images.clips import natural_key
-from support.images.draw import unused_name
 from support.images.read import Picture
-from support.terminal.display import check_target, eprint, print_picture
+from support.terminal.answers import LEFT_OUT, readable_text
+from support.terminal.display import (
+    check_target,
+    eprint,
+    print_detections,
+    print_json_answer,
+    print_picture,
+    save_beside,
+)
 from support.terminal.questions import (
-    REGION,
-    as_task_prompt,
-    regions_to_text,
+    Detection,
     task_of,
-    write_task,
+    write_question,
 )
 
 # ---- names of pictures ---------------------------------------------------------------------------
@@ -78,6 +83,7 @@ class Conversation(Protocol):
     def release_cache(self) -> None: ...
     def reset(self) -> None: ...
     def undo(self) -> str: ...
+    def detections(self) -> list[Detection]: ...
     def save(self, file: Path) -> None: ...
 
 
@@ -85,11 +91,14 @@ class Session:
     """The conversations of one run of chat.py, the current one, and the task set by /task."""
 
     def __init__(self, conversation: Conversation, interactive: bool = False,
-                 preview: bool = False, auto_task: bool = False, overwrite: bool = False):
+                 preview: bool = False, auto_task: bool = False, overwrite: bool = False,
+                 as_json: bool = False):
         """interactive: a person at a terminal; preview: show pictures there; auto_task: rewrite
-        plain requests as task prompts; overwrite: save over files that exist."""
+        plain requests as task prompts; overwrite: save over files that exist; as_json: answers are
+        lines of JSON, which hold their questions."""
         self.interactive, self.preview, self.auto_task = interactive, preview, auto_task
-        self.overwrite = overwrite
+        self.overwrite, self.as_json = overwrite, as_json
+        self.told_save = False                                          # that /save draws boxes
         self.task = ""                                                  # or "[refer] ", say
         self.conversations: dict[tuple[FileKey, ...], Conversation] = {}        # numbered from 1
         self.recent: list[Conversation] = []                            # the current one is last
@@ -129,24 +138,26 @@ class Session:
     def to_question(self, line: str) -> str:
         """A line as the model reads it: the task in front, regions in hundredths.
 
-        A question that differs from the line is printed. UserError: an unknown task, a region that
-        cannot be read.
+        A question that differs from the line is printed, unless JSON will say it. UserError: an
+        unknown task, a region that cannot be read.
         """
-        line = check_line(line.strip())
-        has_task = line.startswith("[") and not REGION.match(line)
-        question = line if has_task else self.task + line
-        pictures = self.conversation.pictures
+        line, pictures = check_line(line.strip()), self.conversation.pictures
         size = pictures[0].size if pictures else None
-        rewritten = regions_to_text(write_task(question), size, self.conversation.pad)
-        if not task_of(rewritten) and self.auto_task:
-            rewritten = as_task_prompt(rewritten)
-        if rewritten != question:
-            eprint(f"({rewritten})")
-        return rewritten
+        question = write_question(line, size, self.conversation.pad, self.task, self.auto_task)
+        if question not in (line, self.task + line) and not self.as_json:
+            eprint(f"({question})")
+        return question
 
-    def save(self, file: Path, overwrite: bool = False) -> None:
-        """Save the current conversation or its picture. UserError: the file exists, or it is one of
-        the pictures of this session."""
+    def save(self, names: Sequence[str | Path], overwrite: bool = False) -> None:
+        """Save the current conversation or its picture under the first of these names; without a
+        name, each picture with boxes beside itself. UserError: the file exists, or it is one of the
+        pictures of this session."""
+        if not names:
+            own = self.conversation
+            for told in save_beside(own.paths, own.pictures, own.detections()):
+                eprint(told)
+            return
+        file = Path(names[0])
         shown = [path for own in self.conversations.values() for path in own.paths]
         check_target(file, shown, overwrite or self.overwrite)
         self.conversation.save(file)
@@ -162,6 +173,24 @@ class Session:
                          f"asked {len(conversation.turns)}{cache}")
         return "\n".join([*lines, "  kept: the visual tokens of each picture, and the KV cache of "
                           f"the last {KEPT_CACHES} conversations"])
+
+
+def show_answer(session: Session) -> None:
+    """What follows the last answer when it has been printed: its boxes, and once, that /save draws
+    them; as JSON, all of it."""
+    conversation = session.conversation
+    question, answer = conversation.turns[-1] if conversation.turns else ("", "")
+    detections, names = conversation.detections(), conversation.paths
+    if session.as_json:
+        print_json_answer(question, answer, detections, names)
+        return
+    print()
+    print_detections(detections, names, conversation.pictures if session.preview else ())
+    if readable_text(answer)[1]:
+        eprint(LEFT_OUT)
+    if detections and session.interactive and not session.told_save:
+        eprint("(/save draws the boxes on the picture, in a file beside it)")
+        session.told_save = True
 
 
 def describe_pictures(conversation: Conversation) -> str:
@@ -184,7 +213,8 @@ HELP = """/image FILE ..  switch to other pictures; /image 1: return to the firs
 /reset          forget all questions about these pictures
 /task NAME      put [NAME] in front of every question; /task alone: leave questions as they are
 /save FILE      .png: the picture with its boxes; .json: the conversation, as training data;
-                /save FILE --overwrite writes over a file that exists
+                /save FILE --overwrite writes over a file that exists; /save alone: the picture
+                with its boxes as NAME_boxes.png beside it
 /help           this text
 /quit           leave, also with Ctrl-D; Ctrl-C stops an answer
 Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIERS) + """
@@ -216,10 +246,8 @@ def run_command(session: Session, line: str) -> str | None:
             task = f"[{arguments[0].strip('[]').lower()}] " if arguments else ""
             session.task = task if task_of(task) else ""
         case "/save":
-            default = unused_name((conversation.paths or ["chat"])[0])
-            overwrite = "--overwrite" in arguments
-            names = [name for name in arguments if name != "--overwrite"]
-            session.save(Path(names[0]) if names else default, overwrite)
+            session.save([name for name in arguments if name != "--overwrite"],
+                         "--overwrite" in arguments)
         case "/help":
             eprint(HELP)
         case "/quit" | "/exit":
