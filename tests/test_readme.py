@@ -29,7 +29,7 @@ import tiny
 import train
 from chat import Conversation
 from data import Tokenizer
-from examples import teach_encoder
+from examples import geojson_tiles, teach_encoder
 from projector import PRESETS, SkyEyeGPT
 from support.evaluation.benchmarks import BENCHMARKS
 from support.metrics.boxes import iou
@@ -314,7 +314,38 @@ def test_the_data_of_other_tools_are_read_as_the_page_shows_them(tmp_path, monke
     page = ROOT / "docs" / "data.md"
     blocks = fenced_blocks(page.read_text(encoding="utf-8").split("## Data of other tools")[1])
     files = [line for block in blocks[:4] for line in block.splitlines()]
-    for line in files:
+    make_files(files)
+    commands = [words_of(line) for line in blocks[4].splitlines()]
+    assert len(files) > 10 and len(commands) == 4
+    for _, script, *arguments in commands:
+        nano = ["--tokenizer", str(NANO / "tokenizer.model")]
+        assert script == "data.py" and check_data.main([*arguments, *nano]) == 0
+        assert capsys.readouterr().out.endswith("0 faults\n")
+
+
+def test_the_exports_of_annotation_tools_are_read_as_the_page_shows_them(tmp_path, monkeypatch,
+                                                                         capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = fenced_blocks(page.split("## Annotation tools")[1].split("\n## ")[0])
+    make_files([line for block in blocks[::2] for line in block.splitlines()])
+    commands = [words_of(line) for block in blocks[1::2] for line in block.splitlines()]
+    assert len(commands) == 7 and len(blocks) == 8
+    for _, script, *arguments in commands:
+        if script == "data.py":
+            nano = ["--tokenizer", str(NANO / "tokenizer.model")]
+            assert check_data.main([*arguments, *nano]) == 0
+            shown = capsys.readouterr().out
+            assert "1  train detection" in shown and shown.endswith("0 faults\n"), shown
+        else:
+            monkeypatch.setattr(sys, "argv", [script, *arguments])
+            assert script == "examples/geojson_tiles.py" and geojson_tiles.main() == 0
+            assert "1 tiles with 1 boxes" in capsys.readouterr().out
+
+
+def make_files(lines: list[str]) -> None:
+    """A file a line, with what it holds; a picture where it holds nothing."""
+    for line in lines:
         name, _, content = line.partition(" ")
         if content:
             Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -322,12 +353,6 @@ def test_the_data_of_other_tools_are_read_as_the_page_shows_them(tmp_path, monke
                 file.write(content.strip() + "\n")
         else:
             tiny.picture(Path(name))
-    commands = [words_of(line) for line in blocks[4].splitlines()]
-    assert len(files) > 10 and len(commands) == 4
-    for _, script, *arguments in commands:
-        nano = ["--tokenizer", str(NANO / "tokenizer.model")]
-        assert script == "data.py" and check_data.main([*arguments, *nano]) == 0
-        assert capsys.readouterr().out.endswith("0 faults\n")
 
 
 def test_the_parameter_counts_are_those_of_the_presets():

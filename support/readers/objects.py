@@ -3,7 +3,7 @@
 COCO: one JSON of images, annotations and categories
 
     FOLDER/instances_train.json   or train.json, or in annotations/; no split in its name: all
-    FOLDER/images/                or a folder named as the split (train, train2017)
+    FOLDER/images/                or a folder named as the split (train, train2017), or in images/
     FOLDER/{train,valid,test}/_annotations.coco.json, the pictures beside it: Roboflow's
     FILE.json                     alone: pictures are named from its folder, or --image_folder
 
@@ -162,7 +162,8 @@ def read_coco(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
             errors.append(describe_error(f"{file}:{number}", error))
             incomplete.add(row.get("image_id") if isinstance(row, dict) else None)
     beside = file.parent.relative_to(place if place.is_dir() else place.parent).as_posix()
-    folders = ("images", split, f"images/{split}", file.stem.removeprefix("instances_"), ".",
+    subset = file.stem.removeprefix("instances_")           # "default" of CVAT's, for one
+    folders = ("images", split, f"images/{split}", subset, f"images/{subset}", ".",
                *([beside] if beside not in (".", "annotations") else []))
     if beside not in (".", "annotations"):          # names are those of one split's folder
         folders = (beside,)
