@@ -310,7 +310,7 @@ def test_requests_get_their_task_everywhere_unless_a_flag_says_no(
     assert chat.main([picture, "--model", str(folder), "--max_new_tokens", "3", *flags]) == 0
     shown = capsys.readouterr().err
     assert "taken back: [vqa] find all ships" in shown and f"taken back: {asked}\n" in shown
-    assert shown.count("(") == shown.count("([detection] ships)") == (asked != "find all ships")
+    assert shown.count("([") == shown.count("([detection] ships)") == (asked != "find all ships")
 
 
 def test_the_questions_of_a_script_are_answered_alone_unless_they_are_a_conversation(

@@ -163,11 +163,19 @@ def write_file(kind, place):
     if kind == "metadata":
         rows = [row | {"file_name": "P1.png"} for row in metadata_rows()]
         return write(place / "metadata.jsonl", as_jsonl(*rows)), "metadata"
+    if kind == "csv":
+        return write(place / "metadata.csv", "file_name,text\nP1.png,a ship\n"), "metadata"
+    if kind == "swift":
+        row = {"images": ["P1.png"], "messages": [{"role": "user", "content": "<image>what is it?"},
+                                                  {"role": "assistant", "content": "a ship"}]}
+        return write(place / "talks.jsonl", as_jsonl(row)), "llava"
     row = {"image": "P1.png", "conversations": CONVERSATION}
+    if kind == "jsonl":
+        return write(place / "talks.jsonl", as_jsonl(row)), "llava"
     return write(place / "talks.json", [row]), "llava"
 
 
-@pytest.mark.parametrize("kind", ["llava", "coco", "metadata"])
+@pytest.mark.parametrize("kind", ["llava", "jsonl", "swift", "coco", "metadata", "csv"])
 def test_the_pictures_of_a_file_may_be_in_an_image_folder(tmp_path, kind):
     file, layout = write_file(kind, tmp_path / "texts")
     for name in ("P1.png", "P2.png"):
