@@ -152,14 +152,14 @@ def test_without_tifffile_16_bit_colors_name_it_and_are_never_black(tmp_path, mo
     if HAS_TIFFFILE:
         assert correlation(shown(path), scene()) > 0.99
     hide_package(monkeypatch, "tifffile")
-    assert "pip install tifffile" in refusal(path)
+    assert "pip install tifffile imagecodecs" in refusal(path)
 
 
 def test_without_tifffile_many_bands_are_still_counted(tmp_path, monkeypatch):
     hide_package(monkeypatch, "tifffile")
     path = save_tiff16_by_hand(tmp_path / "a.tif", (scene(bands=6) * 4000).astype(np.uint16))
     assert "6 bands of 16-bit" in refusal(path)
-    assert "pip install tifffile" in refusal(path, bands=(4, 3, 2))
+    assert "pip install tifffile imagecodecs" in refusal(path, bands=(4, 3, 2))
 
 
 @needs_tifffile
@@ -170,7 +170,7 @@ def test_a_missing_decoder_names_imagecodecs(tmp_path, monkeypatch):
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
     monkeypatch.setattr(tiff, "gather_segments", gather)
-    assert "pip install imagecodecs" in refusal(path)
+    assert "'imagecodecs' package; pip install tifffile imagecodecs" in refusal(path)
 
 
 @pytest.fixture

@@ -101,7 +101,8 @@ def check_tags(tiff: TiffInfo, bands: tuple[int, ...]) -> None:
             raise MissingPackage(NEEDS_TIFFFILE)
 
 
-NEEDS_TIFFFILE = "Pillow does not read such a TIFF; pip install tifffile"
+INSTALL_BOTH = "pip install tifffile imagecodecs"        # the second decodes what the first reads
+NEEDS_TIFFFILE = f"Pillow does not read such a TIFF; {INSTALL_BOTH}"
 
 
 def read_reduced(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], factor: int
@@ -117,7 +118,7 @@ def read_reduced(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], facto
     except ValueError as error:                 # how tifffile reports that a decoder is missing
         if "imagecodecs" not in str(error):
             raise
-        raise MissingPackage(f"{error}; pip install imagecodecs") from None
+        raise MissingPackage(f"{error}; {INSTALL_BOTH}") from None
 
 
 SEGMENT_BUFFER = 2**24              # bytes that are read ahead
