@@ -2,6 +2,7 @@
 
     python eval.py                                    the shipped model on the miniature world
     python eval.py --data FOLDER --split val          any folder that data.py reads
+    python eval.py --data mine.json                   your own conversations, turn by turn
     python eval.py --benchmark rsvg --data FOLDER --model MODEL
     torchrun --nproc_per_node 8 eval.py --benchmark all --data ROOT --model MODEL
     python eval.py --score FILE.jsonl                 score answers again, also another system's
@@ -52,6 +53,7 @@ from support.evaluation.benchmarks import (
     plan_jobs,
 )
 from support.evaluation.report import (
+    CONVERSATION_NOTE,
     TaskResult,
     check_output,
     check_sheet,
@@ -60,6 +62,8 @@ from support.evaluation.report import (
     write_report,
 )
 from support.evaluation.rows import (
+    answer_boxes,
+    conversation_questions,
     draw_rows,
     find_pictures,
     names_base,
@@ -101,6 +105,7 @@ EVAL_PROMPTS = {       # task: the prompt, {} for the question, and how many tok
     "refer":     ("[refer] give me the location of {}", 30),
     "detection": ("[detection] {}", 300),
     "grounding": ("[grounding] describe this image in detail", 300),
+    "conversation": ("{}", 300),                # a turn, asked as it stands after those before it
 }
 
 
@@ -123,8 +128,8 @@ class EvalConfig:
     split: str = option("", "split to evaluate; empty: test, or for a benchmark the splits that "
                         "the papers report")
     format: str = option("", f"layout of the data: {' '.join(FORMATS)}; empty: recognize it")
-    tasks: tuple[str, ...] = option(tuple(EVAL_PROMPTS), "tasks to evaluate",
-                                    choices=tuple(EVAL_PROMPTS))
+    tasks: tuple[str, ...] = option((), "tasks to evaluate", choices=tuple(EVAL_PROMPTS),
+                                    default_text="all; conversation where there is no other")
     limit: int = option(0, "evaluate only this many rows of each task, drawn at random over all of "
                         "its classes and types of questions; 0: all", type=in_range(int, 0))
     seed: int = option(42, "seed of the rows that --limit draws")
@@ -176,12 +181,13 @@ def parse_args(argv: Sequence[str] | None = None) -> EvalConfig:
 # ---- questions -----------------------------------------------------------------------------------
 
 def read_questions(job: Job, format_name: str = "", image_folder: str = "",
-                   bands: Sequence[int] = ()) -> list[Sample]:
-    """The samples that a job asks about: those of the benchmark's task, or of every task.
+                   bands: Sequence[int] = (), tasks: Sequence[str] = ()) -> list[Sample]:
+    """The samples that a job asks about: those of the benchmark's task, or of `tasks`, or of every
+    task; of conversations each turn, after those before it.
 
     The turns of a conversation file are questions of the benchmark's task. DataError.
     """
-    tasks = [BENCHMARKS[job.benchmark].task] if job.benchmark else list(EVAL_PROMPTS)
+    tasks = [BENCHMARKS[job.benchmark].task] if job.benchmark else tasks
     samples = [sample for place in job.places
                for sample in read_data(place, job.split, format_name=format_name,
                                        image_folder=image_folder, bands=bands)]
@@ -189,9 +195,17 @@ def read_questions(job: Job, format_name: str = "", image_folder: str = "",
         sample.task == "conversation" for sample in samples)
     if is_conversation:
         samples = [turn for sample in samples for turn in split_turns(sample, tasks[0])]
-    samples = [sample for sample in samples if sample.task in tasks]
+    found = {sample.task for sample in samples}
+    chosen = tasks or found - {"conversation"} or found
+    if not tasks and found > chosen:
+        print(f"{job.name}: its conversations are not asked; --tasks conversation asks them",
+              file=sys.stderr)
+    samples = [sample for sample in samples if sample.task in chosen]
     if not samples:
-        raise DataError(f"{job.places[0]}: split {job.split!r} has no {' or '.join(tasks)}")
+        raise DataError(f"{job.places[0]}: split {job.split!r} has no {' or '.join(chosen)}")
+    if "conversation" in chosen:
+        samples = [*(sample for sample in samples if sample.task != "conversation"),
+                   *conversation_questions(s for s in samples if s.task == "conversation")]
     without_image = [sample.source for sample in samples if not sample.images]
     if without_image:
         raise DataError(f"{without_image[0]}: no picture (and {len(without_image) - 1} rows more)")
@@ -211,7 +225,7 @@ def split_turns(conversation: Sample, task: str) -> Iterator[Sample]:
 def choose_rows(samples: Sequence[Sample], config: EvalConfig) -> list[int]:
     """The numbers of the samples to ask about: of each of --tasks all, or --limit of them."""
     chosen = []
-    for task in dict.fromkeys(config.tasks):
+    for task in dict.fromkeys(config.tasks or EVAL_PROMPTS):
         numbers = [i for i, sample in enumerate(samples) if sample.task == task]
         if 0 < config.limit < len(numbers):
             numbers = draw_rows(samples, numbers, config.limit, config.seed)
@@ -262,10 +276,10 @@ def make_group(numbers: list[int], samples: list[Sample], size: tuple[int, int],
     template = config.prompt or EVAL_PROMPTS[samples[0].task][0]
     questions, prompts = [], []
     for sample in samples:
-        question = write_question(sample, template, size, model_config.prompt,
-                                  config.raw_questions)
+        *before, (question, _) = write_turns(sample, template, size, model_config.prompt,
+                                             config.raw_questions)
         ids, _, prefix_len = encode_conversation(
-            tokenizer, [(question, None)], model_config.visual_tokens, len(images),
+            tokenizer, [*before, (question, None)], model_config.visual_tokens, len(images),
             model_config.prompt)
         if len(ids) >= model_config.llama.max_positions:
             raise DataError(f"{sample.source}: {len(ids)} tokens, and the model's context has "
@@ -275,17 +289,16 @@ def make_group(numbers: list[int], samples: list[Sample], size: tuple[int, int],
     return Group(numbers, size, images, questions, prompts, prefix_len)
 
 
-def write_question(sample: Sample, template: str, size: tuple[int, int], style: str,
-                   raw: bool = False) -> str:
-    """The question, unless `raw` cleaned as in training, put into the template, boxes as text.
-    DataError."""
-    question, answer = sample.turns[0]
+def write_turns(sample: Sample, template: str, size: tuple[int, int], style: str,
+                raw: bool = False) -> list[tuple[str, str]]:
+    """The sample's turns with boxes as text; the last question, unless `raw` cleaned as in
+    training, in the template. DataError."""
+    *before, (question, answer) = sample.turns
     if sample.task in CLEANED_TASKS and not raw:
         question = clean_text(question)
-    text = template.replace("{}", question)
+    turns = (*before, (template.replace("{}", question), answer))
     try:
-        asked = replace(sample, task="conversation", turns=((text, answer),))
-        return apply_templates(asked, size, style=style)[0][0]
+        return apply_templates(replace(sample, task="conversation", turns=turns), size, style=style)
     except ValueError as error:                 # a box that is not in the picture
         raise DataError(f"{sample.source}: {error}") from None
 
@@ -415,14 +428,16 @@ def prediction_rows(samples: Sequence[Sample], groups: list[Group], answers: Ite
     for group in groups:
         for number, question in zip(group.numbers, group.questions, strict=True):
             sample = samples[number]
-            boxes = sample.boxes                    # of a located task those of the truth alone
-            if sample.task in LOCATED_TASKS:
-                boxes = boxes[sample.turns[0][0].count("<bbox>"):]
+            boxes, more = sample.boxes, {}
+            if sample.task in (*LOCATED_TASKS, "conversation"):
+                boxes = answer_boxes(sample)        # those of the truth alone
+            if sample.task == "conversation":
+                more = {"turn": len(sample.turns)}
             yield {"row": number, "source": sample.source, "image": list(sample.images),
                    "task": sample.task, "type": sample.kind, "size": group.size,
                    "question": question, "pad": PROMPTS[style].pad, "answer": next(remaining),
                    "boxes": boxes,
-                   "references": list(sample.references or (sample.turns[0][1],))}
+                   "references": list(sample.references or (sample.turns[-1][1],)), **more}
 
 
 def run_record(config: EvalConfig) -> dict:
@@ -430,7 +445,6 @@ def run_record(config: EvalConfig) -> dict:
     decoding = "ranked" if config.rank else "greedy"
     if config.well_formed:
         decoding += ", boxes well-formed"
-    all_tasks = len(config.tasks) == len(EVAL_PROMPTS)
     more = {}                       # what older runs do not have: only where it is in use
     if config.limit:
         more["sample"] = f"drawn with seed {config.seed} over classes and types"
@@ -438,7 +452,7 @@ def run_record(config: EvalConfig) -> dict:
         more["questions"] = "raw"
     return provenance(
         Path(config.model), config.device, limit=config.limit or None, prompt=config.prompt,
-        tasks="" if all_tasks else " ".join(config.tasks), bands=",".join(map(str, config.bands)),
+        tasks=" ".join(config.tasks), bands=",".join(map(str, config.bands)),
         frames=config.frames, decoding=decoding, dtype=config.dtype, bits=config.bits, **more)
 
 
@@ -473,8 +487,10 @@ def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
             drawn = record.get("sample")
             remarks = [f"only {record['limit']:,} rows, {drawn}" if drawn else
                        f"only the first {record['limit']:,} rows"]
-        if config.normalize and task == "vqa":
+        if config.normalize and task in ("vqa", "conversation"):
             remarks.append("answers compared as the VQA v2 evaluation does (--normalize)")
+        if task == "conversation":
+            remarks.append(CONVERSATION_NOTE)
         if left_out and task in LOCATED_TASKS:
             remarks.append(f"{left_out:,} rows left out: no box can be read in their truth")
         results.append(TaskResult(
@@ -533,7 +549,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     all_results, errors = [], []
     for job in jobs:
         try:
-            samples = read_questions(job, config.format, config.image_folder, config.bands)
+            samples = read_questions(job, config.format, config.image_folder, config.bands,
+                                     config.tasks)
             scorable_samples(samples, config.skip_bad)
         except UserError as error:              # the other benchmarks are still evaluated
             errors.append(f"{job.name}: {error}" if len(jobs) > 1 else str(error))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from chat import Conversation  # noqa: E402
 from data import Tokenizer, parse_boxes  # noqa: E402
-from eval import EVAL_PROMPTS, write_question  # noqa: E402
+from eval import EVAL_PROMPTS, write_turns  # noqa: E402
 from projector import SkyEyeGPT  # noqa: E402
 from support.metrics.boxes import iou  # noqa: E402
 from support.readers import read_data  # noqa: E402
@@ -62,8 +62,8 @@ def main() -> None:
             conversation = Conversation(model, tokenizer, [path], {"max_new_tokens": 60})
             size = conversation.pictures[0].size
             for turn, sample in enumerate(own[start:] + own[:start]):
-                question = write_question(sample, EVAL_PROMPTS[sample.task][0], size,
-                                          model.config.prompt)
+                [(question, _)] = write_turns(sample, EVAL_PROMPTS[sample.task][0], size,
+                                              model.config.prompt)
                 answer = "".join(conversation.ask(question))
                 right[turn] += is_right(sample, answer, size)
     for turn, share in enumerate(right / len(chosen) / TURNS, 1):

@@ -635,3 +635,80 @@ def test_a_question_too_long_for_the_context_and_one_without_a_picture_are_named
     write(tmp_path / "f.json", rows[:1])
     with pytest.raises(DataError, match=r"f\.json:1: \d+ tokens, and the model's"):
         evaluate(*flags, "--prompt", "{} is it" * 300)
+
+
+# ---- one's own conversations ---------------------------------------------------------------------
+
+def own_rows(folder):
+    """Two pictures; six answers with identifiers, of a conversation of three turns among them."""
+    def talk(name, *texts):
+        who = ("human", "gpt") * (len(texts) // 2)
+        return {"image": name, "conversations": [
+            {"from": one, "value": text} for one, text in zip(who, texts, strict=True)]}
+
+    save_pictures(folder, "a.png", "b.png")
+    return write(folder / "mine.json", [
+        talk("a.png", "<image>\n[vqa] a road ?", "yes", "[refer] the ship", "{<1><2><30><40>}",
+             "and now ?", "a sea"),
+        talk("b.png", "<image>\n[caption] briefly", "a river with a bridge"),
+        talk("b.png", "<image>\n[caption] briefly", "a bridge over a river"),
+        talk("b.png", "<image>\n[refer] the car", "there is none")])
+
+
+def test_each_turn_of_ones_own_file_is_asked_after_the_true_turns_before_it(
+        model, tmp_path, monkeypatch, capsys):
+    place, asked = own_rows(tmp_path), {}
+    answer_groups = evaluation.answer_groups
+
+    def listening(model, tokenizer, groups, *more):
+        asked.update((question, [i for i in prompt.tolist() if i >= 0]) for group in groups
+                     for question, prompt in zip(group.questions, group.prompts, strict=True))
+        return ["Yes." for group in groups for _ in group.numbers]
+
+    monkeypatch.setattr(evaluation, "answer_groups", listening)
+    evaluate("--model", model, "--data", place, "--output_dir", tmp_path / "out")
+    rows = predictions(tmp_path / "out")
+    assert [(row["type"], row["turn"], row["references"]) for row in rows] == [
+        ("[vqa]", 1, ["yes"]), ("[refer]", 2, ["{<1><2><30><40>}"]), ("", 3, ["a sea"]),
+        ("[caption]", 1, ["a river with a bridge", "a bridge over a river"]),
+        ("[refer]", 1, ["there is none"])]
+    turns = [("[vqa] a road ?", "yes"), ("[refer] the ship", "{<1><2><30><40>}"),
+             ("and now ?", None)]
+    whole, _, _ = encode_conversation(tiny.tokenizer(), turns, 0)
+    assert asked["and now ?"] == whole and answer_groups is not listening
+    [result] = metrics(tmp_path / "out")["results"]
+    found = {name: figure["value"] for name, figure in result["figures"].items()}
+    assert (found["[vqa]: exact match"], found["total: exact match"]) == (1, 1 / 4)
+    assert (found["[refer]: Pr@0.5"], found["[refer]: unparseable"]) == (0, 1)
+    assert found["[refer]: false boxes"] == 0 and found["[caption]: bleu1"] < 1e-6
+    assert "## test conversation, 5 rows" in capsys.readouterr().out
+
+
+def test_answers_to_turns_in_a_batch_are_those_that_the_model_gives_alone(
+        model, tmp_path, monkeypatch):
+    monkeypatch.setitem(EVAL_PROMPTS, "conversation", ("{}", 6))
+    evaluate("--model", model, "--data", own_rows(tmp_path), "--output_dir", tmp_path / "out")
+    network = SkyEyeGPT.from_pretrained(model)
+    turns = [("[vqa] a road ?", "yes"), ("[refer] the ship", "{<1><2><30><40>}"),
+             ("and now ?", "a sea")]
+    image = evaluation.preprocess(load_images([tmp_path / "a.png"])[0].image, 30)[None]
+    for number, row in enumerate(predictions(tmp_path / "out")[:3]):
+        asked = [*turns[:number], (turns[number][0], None)]
+        ids, _, _ = encode_conversation(tiny.tokenizer(), asked, tiny.N)
+        alone = list(network.generate(torch.tensor(ids), image, max_new_tokens=6))
+        alone = alone[:alone.index(2)] if 2 in alone else alone
+        assert row["answer"] == tiny.tokenizer().decode(alone)
+
+
+def test_conversations_beside_other_tasks_are_asked_where_they_are_named(model, tmp_path, capsys):
+    phrases(tmp_path)
+    talk = [{"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": "a sea"}]
+    write(tmp_path / "multitask_conversation/UCM_Conversa_test.json",
+          [{"image": "0.png", "conversations": talk}])
+    flags = ("--model", model, "--data", tmp_path, "--limit", 1, "--output_dir")
+    evaluate(*flags, tmp_path / "out")
+    assert "--tasks conversation asks them" in capsys.readouterr().err
+    evaluate(*flags, tmp_path / "talks", "--tasks", "conversation")
+    assert [r["task"] for r in metrics(tmp_path / "out")["results"]] == ["caption", "detection"]
+    assert [r["task"] for r in metrics(tmp_path / "talks")["results"]] == ["conversation"]
+    assert "conversations are not asked" not in capsys.readouterr().err

@@ -3,9 +3,11 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from support.common import ABSENT, UserError
+from data import IDENTIFIERS
+from support.common import ABSENT, Box, UserError
 from support.metrics.boxes import LOCATED_TASKS, has_true_box
 from support.readers.common import Sample
 
@@ -26,6 +28,42 @@ def draw_rows(samples: Sequence[Sample], numbers: Sequence[int], limit: int, see
     return sorted(sorted(order, key=place.__getitem__)[:limit])
 
 
+# ---- the turns of conversations ------------------------------------------------------------------
+
+def conversation_questions(samples: Iterable[Sample]) -> list[Sample]:
+    """Each turn of each conversation as a question: what stands before it, then the turn itself.
+
+    Its kind is its identifier, "[vqa]", or else the conversation's. Several captions of the same
+    pictures, asked for in the same words, are the references of one question.
+    """
+    questions: dict[tuple, Sample] = {}
+    for sample in samples:
+        for end, (question, answer) in enumerate(sample.turns, start=1):
+            kind = identifier_of(question) or sample.kind
+            boxes = sample.boxes[:count_boxes(sample.turns[:end])]
+            key = (len(questions),)
+            if kind == "[caption]" and not boxes:
+                key = (sample.images, sample.turns[:end - 1], question)
+            asked = questions.setdefault(key, replace(sample, turns=sample.turns[:end], kind=kind,
+                                                      boxes=boxes, references=()))
+            questions[key] = replace(asked, references=(*asked.references, answer))
+    return list(questions.values())
+
+
+def identifier_of(question: str) -> str:
+    """"[vqa]" of "[vqa] is there a road ?"; "" where none of data.IDENTIFIERS begins it."""
+    return next((f"[{name}]" for name in IDENTIFIERS if question.startswith(f"[{name}]")), "")
+
+
+def count_boxes(turns: Iterable[Sequence[str]]) -> int:
+    return sum(text.count("<bbox>") for turn in turns for text in turn)
+
+
+def answer_boxes(sample: Sample) -> tuple[Box, ...]:
+    """The boxes of the answer to the sample's last question."""
+    return sample.boxes[count_boxes([*sample.turns[:-1], sample.turns[-1][:1]]):]
+
+
 # ---- truth that cannot be scored -----------------------------------------------------------------
 
 def unreadable_truth(task: str, boxes: Sequence, truth: str) -> str:
@@ -40,9 +78,8 @@ def scorable_samples(samples: Sequence[Sample], skip_bad: bool) -> tuple[list[in
     UserError: as select_scorable."""
     truths = []
     for sample in samples:
-        question, answer = sample.turns[0]
-        boxes = sample.boxes[question.count("<bbox>"):]
-        truths.append((sample.source, unreadable_truth(sample.task, boxes, answer)))
+        truths.append((sample.source, unreadable_truth(sample.task, answer_boxes(sample),
+                                                       sample.turns[-1][1])))
     return select_scorable(range(len(samples)), truths, skip_bad)
 
 

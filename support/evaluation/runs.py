@@ -39,7 +39,7 @@ from support.common import (
 )
 from support.common import load_ahead as load_ahead
 from support.evaluation.rows import select_scorable, unreadable_truth
-from support.metrics.boxes import LOCATED_TASKS
+from support.metrics.boxes import LOCATED_TASKS, has_true_box
 from support.metrics.figures import TASK_SCORES
 from support.readers.common import Sample, error_context
 from support.training.distributed import wait_for_all
@@ -233,7 +233,6 @@ def complete_row(row: dict, number: int, default_task: str) -> dict:
            } | {name: value for name, value in row.items() if value is not None or name == "answer"}
     if row["task"] not in TASK_SCORES:
         raise ValueError(f"task {row['task']!r} is none of {', '.join(TASK_SCORES)}")
-    located = row["task"] in LOCATED_TASKS
     for name in ("answer", "type", "question"):
         row[name] = as_text(row[name])
     row["image"], row["references"] = as_texts(row["image"]), as_texts(row["references"])
@@ -243,6 +242,8 @@ def complete_row(row: dict, number: int, default_task: str) -> dict:
     row["boxes"] = [tuple(map(float, box)) for box in row["boxes"]]
     if any(len(box) != 4 for box in row["boxes"]):
         raise ValueError("a box is four numbers: x1, y1, x2, y2")
+    located = row["task"] in LOCATED_TASKS or (
+        row["task"] == "conversation" and has_true_box(row["boxes"], *row["references"][:1]))
     size = row["size"]
     if located and (len(size) != 2 or not 0 < min(size) <= max(size) < math.inf):
         raise ValueError("size is the width and height of the picture, in pixels")
@@ -356,7 +357,8 @@ def group_by_picture(samples: Sequence[Sample], numbers: Iterable[int], size: in
     pictures and short questions first.
     """
     def length(i: int) -> int:
-        return len(samples[i].turns[0][0])
+        *before, (question, _) = samples[i].turns
+        return sum(len(text) for turn in before for text in turn) + len(question)
 
     def order(group: list[int]) -> tuple[int, int, int]:
         return kind_order.index(kinds[group[0]]), len(samples[group[0]].images), length(group[-1])

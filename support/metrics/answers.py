@@ -64,7 +64,7 @@ def is_correct(rows: Sequence[dict], options: ScoringOptions) -> np.ndarray:
 def answer_and_truth(row: dict, options: ScoringOptions) -> tuple[str, str]:
     """Both as they are compared."""
     answer, truth = row["answer"], row["references"][0]
-    if options.normalize and row["task"] == "vqa":
+    if options.normalize and row["task"] in ("vqa", "conversation"):
         answer, truth = vqa_normalize(answer), vqa_normalize(truth)
     if options.count_ranges:
         answer, truth = to_count_range(answer), to_count_range(truth)

@@ -99,7 +99,7 @@ def true_boxes(row: dict) -> PhraseBoxes:
     return list(zip(names, boxes, strict=False))
 
 
-def has_true_box(boxes: Sequence[Box], text: str) -> bool:
+def has_true_box(boxes: Sequence[Box], text: str = "") -> bool:
     """Whether there is something to score boxes against: boxes, or some written in the truth."""
     return bool(boxes or find_boxes(text))
 

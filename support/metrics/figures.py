@@ -25,6 +25,7 @@ from support.metrics.boxes import (
     true_boxes,
 )
 from support.metrics.captions import ptb_tokenize, rouge_l_items, score_captions
+from support.metrics.conversations import answer_form, matches_exactly, score_conversation
 from support.metrics.statistics import (
     Score,
     ScoringOptions,
@@ -40,7 +41,8 @@ DEFAULT_OPTIONS = ScoringOptions()
 TASK_SCORES: dict[str, Callable[[Sequence[dict], ScoringOptions], list[Score]]] = {
     "caption": score_captions, "video": score_captions, "vqa": score_vqa,
     "scene": score_scene, "identify": score_identify, "refer": score_first_boxes,
-    "detection": score_all_boxes, "grounding": score_all_boxes}
+    "detection": score_all_boxes, "grounding": score_all_boxes,
+    "conversation": score_conversation}
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,19 @@ def none_if_nan(value: float) -> float | None:
 
 # ---- one answer ----------------------------------------------------------------------------------
 
+FORM_TASKS = {"sentence": "caption", "box": "refer", "boxes": "detection"}
+
+
 def error_score(row: dict, options: ScoringOptions) -> float:
     """How wrong an answer is, from 0 (right) to 1, to find those that are worth looking at.
 
     1 - ROUGE-L of a caption, 1 - IoU of a box, 1 - F1 of several boxes; of any other answer 0 or 1.
     """
+    if row["task"] == "conversation":
+        form = answer_form(row)
+        if form == "words":
+            return float(not matches_exactly(row, options))
+        return error_score(row | {"task": FORM_TASKS[form]}, options)
     if row["task"] in CAPTION_TASKS:
         refs = [ptb_tokenize(text) for text in row["references"]]
         return max(0.0, 1 - rouge_l_items([ptb_tokenize(row["answer"])], [refs])[0])
@@ -115,7 +125,8 @@ def task_details(task: str, rows: Sequence[dict], options: ScoringOptions = DEFA
     """What is printed below a task's table, and stored in metrics.json.
 
     Of short answers {"classes": {name: a Figure's fields}, "confusions": [{truth, answer, count}]},
-    of boxes {"sizes": {name: a Figure's fields}}, of captions {}.
+    of boxes {"sizes": {name: a Figure's fields}}, of conversations the confusions of short answers,
+    of captions {}.
     """
     def figures(scores: list[Score]) -> dict[str, dict]:
         return {name: asdict(figure)
@@ -126,6 +137,9 @@ def task_details(task: str, rows: Sequence[dict], options: ScoringOptions = DEFA
                 "confusions": most_confused(rows, options)}
     if rows and task in LOCATED_TASKS:
         return {"sizes": figures(recall_by_size(rows))}
+    if rows and task == "conversation":
+        short = [row for row in rows if answer_form(row) == "words"]
+        return {"confusions": most_confused(short, options)}
     return {}
 
 
