@@ -642,5 +642,5 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    from support.tools.check_data import main
-    sys.exit(main())
+    from support.tools import check_data, row_examples
+    sys.exit(check_data.main() if sys.argv[1:] else row_examples.show_data())

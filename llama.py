@@ -396,3 +396,8 @@ def hidden_states_at(model: Transformer, x: Tensor, at: Tensor, positions: Tenso
     for block in model.layers[:-1]:
         h = model.run(block, h, rope, mask, cache)                            # [B, T, D]
     return model.norm(model.run(model.layers[-1], h, rope, mask, cache, at))  # [B, W, D]
+
+
+if __name__ == "__main__":                      # prints the shapes and parameters of an example
+    from support.tools.model_examples import show_llama
+    show_llama()

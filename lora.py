@@ -166,3 +166,8 @@ def expert_load(model: nn.Module) -> list[float]:
     loads = [module.load for module in model.modules() if isinstance(module, ExpertMLP)]
     total = sum(loads)
     return (total / total.sum()).tolist() if isinstance(total, Tensor) else []
+
+
+if __name__ == "__main__":                      # prints the shapes and parameters of an example
+    from support.tools.model_examples import show_lora
+    show_lora()

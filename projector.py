@@ -282,9 +282,9 @@ def build_on_meta(config: SkyEyeConfig, folder: str | Path) -> SkyEyeGPT:
 
 
 if __name__ == "__main__":
-    from support.tools.convert import main
+    from support.tools import convert, row_examples
     try:
-        main()
+        convert.main() if sys.argv[1:] else row_examples.show_projector()
     except (UserError, OSError) as error:
         print(f"projector.py: {error}", file=sys.stderr)
         sys.exit(2)

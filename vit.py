@@ -205,3 +205,8 @@ def resize_positions(pos_embed: Tensor, grid: int) -> Tensor:
     patches = patches.view(1, side, side, -1).permute(0, 3, 1, 2)             # [1, D, n, n]
     patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([cls, patches.flatten(2).transpose(1, 2)], dim=1)        # [1, 1 + P, D]
+
+
+if __name__ == "__main__":                      # prints the shapes and parameters of an example
+    from support.tools.model_examples import show_vit
+    show_vit()

@@ -7,6 +7,8 @@ import pytest
 
 import tiny
 
+# What `python vit.py` prints, and the others; imported where a file is run, never where it is read.
+EXAMPLES = ("support.tools.model_examples", "support.tools.row_examples")
 EIGHT = ("vit", "llama", "lora", "projector", "data", "train", "eval", "chat")
 TORCH_ALONE = ("vit", "llama", "lora")
 PACKAGES = {"torch", "safetensors", "sentencepiece", "numpy", "PIL", "tqdm"}
@@ -71,8 +73,8 @@ def test_imports_go_down_the_layers_and_scripts_never_import_each_other(name):
     own = module(name)
     for full, late in imported(name):
         other = ours(full)
-        script_starts_its_tool = late and own in ("data", "projector") and (
-            other or "").startswith("support.tools.")
+        script_starts_its_tool = late and (other in EXAMPLES or own in ("data", "projector") and (
+            other or "").startswith("support.tools."))
         if other and other != own and not script_starts_its_tool:
             assert layer(other) <= layer(own), f"{name} imports {other}"
             assert layer(own) < len(LAYERS) - 1 or layer(other) < layer(own), f"{name}, {other}"
@@ -95,8 +97,15 @@ def test_the_imports_have_no_cycle(name):
 
 @pytest.mark.parametrize("name", TORCH_ALONE)
 def test_a_model_file_needs_pytorch_and_the_standard_library_alone(name):
-    roots = {full.split(".")[0] for full, _ in imported(f"{name}.py")}
+    example = f"support.tools.model_examples.show_{name}"
+    roots = {full.split(".")[0] for full, late in imported(f"{name}.py")
+             if (full, late) != (example, True)}
     assert roots - set(sys.stdlib_module_names) <= {"torch"}
+
+
+def test_what_a_model_file_prints_when_it_is_run_needs_pytorch_and_the_model_files_alone():
+    roots = {full.split(".")[0] for full, _ in imported("support/tools/model_examples.py")}
+    assert roots - set(sys.stdlib_module_names) == {"torch", *TORCH_ALONE}
 
 
 def test_the_model_files_can_be_imported_where_there_is_nothing_but_pytorch():

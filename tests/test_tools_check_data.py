@@ -95,7 +95,7 @@ def test_the_exit_code_is_0_for_sound_data_and_2_for_a_wrong_command(tmp_path):
     done = run("--check", tmp_path / "fine.json")
     assert done.returncode == 0 and "0 faults" in done.stdout
     for flags, reason in ((("--check", tmp_path / "nowhere"), "nowhere"),
-                          ((), "--check or with --show"),
+                          (("--deep",), "--check or with --show"),
                           (("--check", tmp_path, "--show", tmp_path), "--check or with --show")):
         done = run(*flags)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and reason in done.stderr
