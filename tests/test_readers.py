@@ -663,6 +663,9 @@ PLACES = ("data/rsicd", "more/chats.json", "b/x.jsonl", "c/x", "v1.5/")
     (("more/chats.json=3",), (1, 3, 1, 1, 1)), (("c/x=3", "b/x.jsonl=2"), (1, 1, 2, 3, 1))])
 def test_ratios_are_of_the_data_sets_that_are_named_or_of_all_in_order(flags, ratios):
     assert parse_ratios(flags, PLACES) == ratios
+    capital = [place.replace(".jsonl", ".JSONL").replace(".json", ".JSON") for place in PLACES]
+    flags = [flag.replace(".jsonl", ".JSONL").replace(".json", ".JSON") for flag in flags]
+    assert parse_ratios(flags, capital) == ratios
 
 
 @pytest.mark.parametrize("flags, reason", [

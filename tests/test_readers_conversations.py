@@ -249,6 +249,21 @@ def test_what_only_describes_media_is_no_media(tmp_path, more):
     assert row["images"] == [] and row["kind"] == ""
 
 
+@pytest.mark.parametrize("layout", ["llava", "skyeye"])
+@pytest.mark.parametrize("value, kind", [(None, ""), (7, "7"), (0.5, "0.5"), ("count", "count"),
+                                         ([1], None), ({"a": 1}, None)])
+def test_a_type_is_a_text_or_nothing_or_a_fault_of_its_row(tmp_path, layout, value, kind):
+    row = {"image": "a.jpg", "question": "what?", "answer": "yes", "type": value}
+    file = tmp_path / "vqa/A_vqa_train.json"
+    if layout == "llava":
+        row, file = conversation("what?", "yes", type=value), tmp_path / "a.json"
+    place = write(file, [row]) if layout == "llava" else write(file, [row]).parent.parent
+    if kind is None:
+        assert ": 'type' must be a text" in row_error(layout, place)
+    else:
+        assert [row["kind"] for row in read(layout, place)] == [kind]
+
+
 @pytest.mark.parametrize("more", [{"image_id": "a.jpg"}, {"image_url": "http://x.org/a.jpg"},
                                   {"source": "b.jpg"}])
 def test_beside_a_picture_its_id_and_address_are_no_media(tmp_path, more):

@@ -130,6 +130,17 @@ def test_floodnets_questions_go_with_the_pictures_of_their_split(tmp_path):
     assert "Test_Question.json:7: no 'Ground_Truth'" in row_error("floodnet", tmp_path, "test")
 
 
+def test_floodnets_names_may_differ_in_capitals_from_its_files(tmp_path):
+    make_floodnet(tmp_path)
+    before = read("floodnet", tmp_path, "test")
+    for name, other in (("Questions/Test_Question.json", "Questions/test_question.JSON"),
+                        ("Images/Test_Image/10168.JPG", "Images/Test_Image/10168.jpg")):
+        (tmp_path / name).rename(tmp_path / other)
+    after = read("floodnet", tmp_path, "test")
+    assert [row["images"] for row in after] == [["Images/Test_Image/10168.jpg"]] * 2
+    assert [row["turns"] for row in after] == [row["turns"] for row in before]
+
+
 # ---- class folders -------------------------------------------------------------------------------
 
 def test_a_missing_list_of_a_split_is_never_all_pictures(tmp_path):
