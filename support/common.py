@@ -247,17 +247,22 @@ def failed_download(head: bytes) -> str:
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a temporary name, flush, rename: a reader sees the old file or the new one.
 
-    Whatever writes it, the file gets the permissions of the user's umask.
+    Whatever writes it, the file gets the permissions of the user's umask. OSError names `path`.
     """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    permissions = temporary.stat().st_mode
-    write(temporary)
-    temporary.chmod(stat.S_IMODE(permissions))
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        permissions = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(stat.S_IMODE(permissions))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or str(error.filename) != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 # ---- one run a folder ----------------------------------------------------------------------------

@@ -117,6 +117,14 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert file.read_text() == "3" and [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.parametrize("name", ["gone/x.png", "folder", "a" * 300 + ".png"])
+def test_an_error_of_writing_names_the_file_and_not_its_temporary_name(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        write_atomic(tmp_path / name, lambda path: path.write_text("1"))
+    assert caught.value.filename == str(tmp_path / name) and ".tmp" not in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", [UserError, DataError, ModelError, PictureError])
 def test_an_error_is_one_line_that_can_be_written_whatever_foreign_text_is_in_it(kind):
     assert str(kind("a.json: 3 rows")) == "a.json: 3 rows"
