@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,13 +33,15 @@ from support.common import (
     UserError,
     find_device,
     given_flags,
+    in_range,
     option,
 )
 from support.images.common import parse_bands
 from support.readers import FORMATS, check_image_folder, parse_ratios, read_data
 from support.readers.common import DataError, SampleTable
 from support.training import checkpoints, muon, runs
-from support.training.checks import TokenCounter, drop_long_rows, note_text_boxes
+from support.training.checks import TokenCounter
+from support.training.data_sets import join_tables, read_rows
 from support.training.distributed import (
     any_process,
     check_shardable,
@@ -65,6 +68,7 @@ from support.training.log import (
     warn_if_untrained,
 )
 from support.training.rows import BatchSchedule
+from support.training.validation import Probe, Validation, describe_result
 from support.training.watch import explain_failure
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -86,6 +90,11 @@ class TrainConfig:
                                     "empty: every row once")
     tasks: tuple[str, ...] = option((), "train on these tasks only, of " + " ".join(TEMPLATES)
                                     + "; empty: all tasks")
+    limit: int = option(0, "use only so many rows of each data set, drawn at random; 0: all")
+    val_data: tuple[str, ...] = option((), "data sets to measure the model on, not to train on: "
+                                       "files, or folders with a split val", metavar="PATH")
+    val_part: float = option(0.0, "hold out this part of the rows, picture by picture, to measure "
+                             "the model on", type=in_range(float, 0, 0.9))
     format: str = option("", "layout of the data, one of " + " ".join(FORMATS)
                          + "; empty: recognized from the files")
     image_folder: str = option("", "folder of the pictures that a .json or .jsonl of --data names; "
@@ -154,6 +163,9 @@ class TrainConfig:
     save_steps: int = option(1000, "steps between checkpoints")
     save_total_limit: int = option(2, "checkpoints to keep; 0: all")
     log_steps: int = option(10, "steps between lines of log.jsonl")
+    val_steps: int = option(0, "steps between measurements on held-out rows; 0: a tenth of all")
+    overfit_one_batch: bool = option(False, "train on the first batch alone, as a check of new "
+                                     "data: its answers should come out word for word")
     log_to: tuple[str, ...] = option((), "send the numbers of log.jsonl here too; wandb uses the "
                                      "network unless WANDB_MODE=offline", choices=tuple(LOGGERS))
     resume: str = option("", "a checkpoint folder to resume from, or auto: the newest one in "
@@ -162,6 +174,7 @@ class TrainConfig:
     overwrite: bool = option(False, "replace another run's checkpoints and result in output_dir")
 
 
+WARMUP_PART = 10                # a warm-up that is not given is at most a tenth of all steps
 SMALL_WIDTH = 1024              # a language model narrower than this is small
 SMALL_MODEL_DEFAULTS = {        # its defaults, by stage
     1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=1000, batch_size=16, clip=1.0,
@@ -184,19 +197,25 @@ def resolve_defaults(given: dict) -> TrainConfig:
     """The fields that are given, and for the others defaults that fit them."""
     config = TrainConfig(**given)
     config.model = config.model or ("out/stage1" if config.stage == 2 else "")
-    config.output_dir = config.output_dir or f"out/stage{config.stage}"
+    name = "overfit_one_batch" if config.overfit_one_batch else f"stage{config.stage}"
+    config.output_dir = config.output_dir or f"out/{name}"
     config.tune = config.tune or ("lora" if config.model else "full")
     if not config.model and config.preset == "nano":
         config.vit = config.vit or TAUGHT_VIT
     config.vit = "" if config.vit == "none" else config.vit
     model_config = read_config(Path(config.model)) if config.model else PRESETS[config.preset]
-    if model_config.llama.width >= SMALL_WIDTH:
-        return config
-    small = dict(SMALL_MODEL_DEFAULTS[config.stage])
-    if config.tune == "full":
-        small |= {"optimizer": "adamw" if config.shard else "muon",
-                  "train_vit": not (config.model or config.vit)}
-    return replace(config, **{name: value for name, value in small.items() if name not in given})
+    if config.overfit_one_batch:
+        config.max_steps = given.get("max_steps", 200)
+    if model_config.llama.width < SMALL_WIDTH:
+        small = dict(SMALL_MODEL_DEFAULTS[config.stage])
+        if config.tune == "full":
+            small |= {"optimizer": "adamw" if config.shard else "muon",
+                      "train_vit": not (config.model or config.vit)}
+        config = replace(config, **{name: value for name, value in small.items()
+                                    if name not in given})
+    if "warmup_steps" not in given:     # a longer one would end where the cosine has fallen far
+        config.warmup_steps = min(config.warmup_steps, max(1, config.max_steps // WARMUP_PART))
+    return config
 
 
 # ---- model ---------------------------------------------------------------------------------------
@@ -284,8 +303,10 @@ def is_trained(name: str, config: TrainConfig) -> bool:
 # ---- data ----------------------------------------------------------------------------------------
 
 def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
-                  ratios: Sequence[float]) -> tuple[PackedDataset, list[SampleTable], list[str]]:
-    """-> the rows, the samples of each data set, and what is wrong with those left out.
+                  ratios: Sequence[float]
+                  ) -> tuple[PackedDataset, PackedDataset | None, list[SampleTable], list[str]]:
+    """-> the rows, those held out if any, the samples of each data set to train on, and what is
+    wrong with those left out.
 
     ratios: of each data set, as parse_ratios gives them; () for every row once.
     """
@@ -294,29 +315,22 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
     wait_for_all()
     skipped: list[str] | None = [] if config.skip_bad else None
     check_image_folder(config.image_folder, config.data)
-    data_sets = [read_data(place, "train", config.stage, config.tasks, config.format, skipped,
-                           config.image_folder, config.bands) for place in config.data]
-    if skipped and get_rank() == 0:
-        print(f"left out {len(skipped):,}: {skipped[0]}, ..", file=sys.stderr)
     counter = TokenCounter(tokenizer, model.config.prompt, model.config.visual_tokens,
                            config.max_tokens, model.config.llama.max_positions, config.frames)
-    data_sets = [drop_long_rows(data_set, counter, skipped, quiet=get_rank() > 0)
-                 for data_set in data_sets]
-    samples = SampleTable()
-    for data_set in data_sets:
-        samples.join(data_set)
-    if get_rank() == 0 and (note := note_text_boxes(samples)):
-        print(f"note: {note}", file=sys.stderr)
+    read = partial(read_data, stage=config.stage, tasks=config.tasks, format_name=config.format,
+                   skipped=skipped, image_folder=config.image_folder, bands=config.bands)
+    data_sets, held_out = read_rows(read, config.data, config.val_data, counter, skipped,
+                                    limit=config.limit, val_part=config.val_part, seed=config.seed)
     shares = zip(map(len, data_sets), ratios, strict=True) if ratios else ()
-    dataset = PackedDataset(
-        samples, tokenizer, image_size=model.config.vit.image_size,
+    pack = partial(
+        PackedDataset, tokenizer=tokenizer, image_size=model.config.vit.image_size,
         visual_tokens=model.config.visual_tokens, style=model.config.prompt,
-        questions_per_row=config.questions_per_image, augment=config.augment, seed=config.seed,
-        max_tokens=config.max_tokens, ratios=list(shares),
-        bucket_size=config.batch_size * config.grad_accum * get_world_size(),
-        bands=config.bands, frames=config.frames,
+        questions_per_row=config.questions_per_image, seed=config.seed,
+        max_tokens=config.max_tokens, bands=config.bands, frames=config.frames,
         max_positions=model.config.llama.max_positions)
-    return dataset, data_sets, skipped or []
+    dataset = pack(join_tables(data_sets), augment=config.augment, ratios=list(shares),
+                   bucket_size=config.batch_size * config.grad_accum * get_world_size())
+    return dataset, pack(held_out) if held_out else None, data_sets, skipped or []
 
 
 def feature_cache(config: TrainConfig, model: SkyEyeGPT, dtype: torch.dtype
@@ -450,9 +464,9 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
     parallel_model.train()
 
     # 3. Data
-    dataset, data_sets, skipped = build_dataset(config, model, tokenizer, ratios)
+    dataset, held_out, data_sets, skipped = build_dataset(config, model, tokenizer, ratios)
     schedule = BatchSchedule(dataset, config.batch_size, config.grad_accum, config.max_steps, rank,
-                             world_size, config.skip_bad, device)
+                             world_size, config.skip_bad, device, config.overfit_one_batch)
     sources = runs.describe_sources(data_sets, (config.model, config.vit),
                                     checkpoints.tokenizer_file(settings), world_size)
 
@@ -464,13 +478,18 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
     if rank == 0:
         print_summary(model, dataset, config.stage, config.tune, device, dtype)
     log = Logger(out / "log.jsonl", model, tune=config.tune, train_vit=config.train_vit,
-                 every=config.log_steps, loggers=loggers,
+                 every=config.log_steps, loggers=loggers, max_steps=config.max_steps,
                  peak_flops=matmul_rate(device, dtype) if rank == 0 else math.inf)
     if not start:
         log.add_left_out(0, skipped)
 
     # 5. The loop
     features = feature_cache(config, model, dtype)
+    probe = Probe(model, tokenizer, device=device, dtype=dtype, batch_size=config.batch_size,
+                  features=features, shard=config.shard)
+    validation = Validation(probe, held_out, config.val_steps, config.max_steps, config.skip_bad)
+    if not start and validation.due(0):
+        log.add_validation(0, validation.measure)
     nan_guard = NaNGuard()
     last_checkpoint = None
     interrupted = False
@@ -492,6 +511,8 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
             bar.set_postfix_str(log.add(
                 step, loss=loss, lr=lr, norm=norm, batches=batches,
                 skipped_rows=schedule.sources(step) if skipped else (), left_out=left_out))
+            if validation.due(step):
+                log.add_validation(step, validation.measure)
             last = step == config.max_steps
             interrupted = any_process(stop.signal > 0, device) and not last
             if interrupted:
@@ -510,6 +531,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
             print(f"{log.left_out:,} faulty rows were left out; {out / 'log.jsonl'} names them",
                   file=sys.stderr)
         if not interrupted:
+            print(*describe_result(out / "log.jsonl", probe, schedule), sep="\n", file=sys.stderr)
             plot_loss(out / "log.jsonl", out / "loss.png")
     return (stop.code or 143) if interrupted else 0     # 143: another process got the signal
 

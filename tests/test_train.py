@@ -89,6 +89,34 @@ def test_a_flag_that_is_given_wins_over_the_defaults_of_a_small_model():
     assert config.beta2 == train.SMALL_MODEL_DEFAULTS[1]["beta2"]
 
 
+@pytest.mark.parametrize("stage", ["1", "2"])
+@pytest.mark.parametrize("steps", [5, 20, 150, 1100, 50_000])
+def test_the_learning_rate_falls_smoothly_after_the_warm_up_however_few_the_steps(
+        stage, steps, folder):
+    """A large model's warm-up of 1,000 steps and a small one's of 100 are made shorter."""
+    for model in (["--preset", "skyeyegpt"], [] if stage == "1" else ["--model", folder]):
+        if stage == "2" and model[0] == "--preset":
+            model = ["--model", folder, *model]
+        config = parse_args(["--stage", stage, *model, "--max_steps", str(steps)])
+        rates = [learning_rate(step, config) for step in range(steps)]
+        assert max(rates) > 0.8 * config.lr
+        peak = rates.index(max(rates))
+        assert peak <= steps / 4
+        assert all(a - b < 0.05 * config.lr + 2 / steps * config.lr
+                   for a, b in zip(rates[peak:], rates[peak + 1:], strict=False))
+
+
+def test_a_warm_up_is_shortened_only_where_it_is_not_given_and_over_a_tenth_of_the_steps():
+    large = ["--preset", "skyeyegpt"]
+    assert parse_args(large).warmup_steps == 1000
+    assert parse_args([*large, "--max_steps", "10000"]).warmup_steps == 1000
+    assert parse_args([*large, "--max_steps", "500"]).warmup_steps == 50
+    assert parse_args([]).warmup_steps == 100
+    assert parse_args(["--max_steps", "150"]).warmup_steps == 15
+    assert parse_args(["--max_steps", "150", "--warmup_steps", "90"]).warmup_steps == 90
+    assert parse_args(["--max_steps", "3"]).warmup_steps == 1
+
+
 def test_flags_are_written_with_either_dash(folder):
     flags = ["--model", folder, "--batch_size", "7", "--train_vit", "--save_steps", "9"]
     config = parse_args(flags)

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from support.training.log import (
     plot_loss,
     print_summary,
     read_log,
+    read_validations,
     warn_if_untrained,
 )
 
@@ -74,6 +76,34 @@ def test_the_first_and_every_nth_step_make_a_line_and_a_skipped_one_another(tmp_
                              "tflops", "mfu", "pictures_per_step"]
     assert math.isnan(rows[2].pop("loss")) and rows[2] == {
         "step": 5, "skipped": True, "norm": 2.0, "rows": ["a.json: 3"]}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_log_file_gets_the_loss_in_lines_and_a_terminal_a_progress_bar(
+        tmp_path, flops, capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    log = make_logger(tmp_path, every=1000, max_steps=2000)
+    for step in (1, 2, 1000):
+        log.add(step, loss=0.5, lr=0.1, norm=2.0, batches=[make_batch()])
+    printed = capsys.readouterr().err.splitlines()
+    assert [line.partition(" lr ")[0] for line in printed] == [] if terminal else [
+        "step 1 of 2,000: loss 0.500", "step 1,000 of 2,000: loss 0.500"]
+
+
+def test_held_out_rows_are_a_line_whose_time_does_not_slow_the_training(tmp_path, flops, capsys):
+    log = make_logger(tmp_path, every=1)
+
+    def measure():
+        time.sleep(1.0)
+        return {"val_loss": 1.5, "val_exact": 0.25, "val_rows": 4}
+    log.add_validation(1, measure)
+    log.add(1, loss=0.5, lr=0.1, norm=2.0, batches=[make_batch(5)])
+    assert lines(tmp_path)[0] == {"step": 1, "val_loss": 1.5, "val_exact": 0.25, "val_rows": 4}
+    assert lines(tmp_path)[1]["samples_per_s"] > 5 / 1.0
+    assert capsys.readouterr().err.startswith(
+        "step 1: held out (4 rows): loss 1.500, exact match 25.0 %\n")
+    file = tmp_path / "out/log.jsonl"
+    assert read_validations(file) == [(1, lines(tmp_path)[0])] and len(read_log(file)[0]) == 1
 
 
 def test_samples_are_questions_where_rows_share_them_and_pictures_are_a_mean(tmp_path, flops):

@@ -67,7 +67,9 @@ from support.training.runs import (
 # What a resumed run may change. The LoRA is compared by itself, see lora_settings.
 MAY_CHANGE = ("device", "compile", "shard", "num_workers", "feature_cache", "save_steps",
               "save_total_limit", "log_steps", "log_to", "resume", "force", "overwrite",
-              "output_dir", "skip_bad", "image_folder")
+              "output_dir", "skip_bad", "image_folder", "val_data", "val_steps",
+              # These decide about the rows, which are compared by themselves.
+              "val_part", "limit", "overfit_one_batch")
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError, ModelError)     # where a disk is full
 
@@ -313,7 +315,7 @@ def read_trainer(file: Path, mmap: bool) -> dict:
     return trainer
 
 
-PATH_SETTINGS = ("model", "data", "tokenizer", "output_dir", "resume")
+PATH_SETTINGS = ("model", "data", "val_data", "tokenizer", "output_dir", "resume")
 
 
 def portable(settings: dict) -> dict:

@@ -7,7 +7,11 @@ is a line of log.jsonl, with "experts" for MoE-LoRA: the part of the tokens that
 tflops is what this process computes a second, mfu how large a part that is of what a matrix
 product alone reaches. A step that was skipped has "skipped": true and "rows", where its samples
 stand in the data. With --skip_bad, a step that met faulty rows has a line with "left_out", what is
-wrong with each of them; those that were found before the first step stand at step 0.
+wrong with each of them; those that were found before the first step stand at step 0. Lines about
+held-out rows: support.training.validation.
+
+Where stderr is no terminal, as in a log file, there is no progress bar, and the loss is printed in
+lines of its own.
 """
 import json
 import math
@@ -76,13 +80,16 @@ class Logger:
     """Counts every step, and writes a line every `every` steps, on rank 0.
 
     Speeds are those since the line before. tune, train_vit: as in train.TrainConfig, to count
-    FLOPs; peak_flops: FLOPs a second of a matrix product alone (flops.matmul_rate).
+    FLOPs; peak_flops: FLOPs a second of a matrix product alone (flops.matmul_rate); max_steps: for
+    the lines that are printed where stderr is no terminal.
     """
 
     def __init__(self, file: Path, model: SkyEyeGPT, *, tune: str, train_vit: bool, every: int,
-                 peak_flops: float, loggers: Sequence[LogFn] = ()):
+                 peak_flops: float, loggers: Sequence[LogFn] = (), max_steps: int = 0):
         self.model, self.tune, self.train_vit = model, tune, train_vit
         self.every, self.peak_flops, self.loggers = every, peak_flops, loggers
+        self.max_steps = max_steps
+        self.prints = get_rank() == 0 and not sys.stderr.isatty()
         self.file = None
         if get_rank() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -113,12 +120,24 @@ class Logger:
             self.last_line = (f"loss {loss:.3f} lr {lr:.1e} "
                               f"{speeds['samples_per_s']:.1f} samples/s mfu {speeds['mfu']:.0%}")
             self.start_time, self.counts = time.perf_counter(), Counter()
+            if self.prints:
+                print(f"step {step:,} of {self.max_steps:,}: {self.last_line}", file=sys.stderr)
         return self.last_line
 
     def add_left_out(self, step: int, left_out: Sequence[str]) -> None:
         """A line that names faulty rows, if there are any; step 0: found before the first one."""
         if left_out:
             self.write({"step": step, "left_out": list(left_out)})
+
+    def add_validation(self, step: int, measure: Callable[[], dict[str, float]]) -> None:
+        """A line of what `measure` gives, whose time does not count in the speeds."""
+        start = time.perf_counter()
+        figures = measure()
+        self.start_time += time.perf_counter() - start
+        self.write({"step": step} | figures)
+        if self.file:
+            tqdm.write(f"step {step:,}: held out ({figures['val_rows']:,} rows): "
+                       f"{describe_figures(figures)}", file=sys.stderr)
 
     def count(self, batches: Sequence[dict]) -> None:
         """Samples, tokens and pictures are taken to be as many on the other processes."""
@@ -176,6 +195,20 @@ def print_summary(model: SkyEyeGPT, dataset: PackedDataset, stage: int, tune: st
           f"{len(dataset):,} rows an epoch, {dataset.bucket_size} rows a step", file=sys.stderr)
 
 
+VALIDATION_NAMES = {"val_loss": "loss", "val_exact": "exact match", "val_pr_50": "Pr@0.5",
+                    "val_f1_50": "F1@0.5"}
+
+
+def describe_figures(figures: dict, earlier: dict | None = None) -> str:
+    """A validation in words; with an earlier one what each figure was before."""
+    def number(name: str, row: dict) -> str:
+        return f"{row[name]:.3f}" if name == "val_loss" else f"{100 * row[name]:.1f} %"
+
+    return ", ".join(
+        f"{what} " + (f"{number(name, earlier)} -> " if name in (earlier or {}) else "")
+        + number(name, figures) for name, what in VALIDATION_NAMES.items() if name in figures)
+
+
 # ---- losses that warn ----------------------------------------------------------------------------
 
 MAX_SKIPPED_STEPS = 3
@@ -230,6 +263,9 @@ def plot_loss(log: Path, file: Path) -> None:
     left.plot(steps, losses, marker=marker, color="#94bbe4", linewidth=1, label="loss")
     left.plot(steps, moving_average(losses), marker=marker, color="#1f5fa8", linewidth=2,
               label="moving average")
+    if validations := read_validations(log):
+        left.plot(*zip(*((step, row["val_loss"]) for step, row in validations), strict=True),
+                  marker="o", color="#2e8b57", linewidth=1.5, label="held out")
     left.set(xlabel="step", ylabel="loss")
     left.grid(alpha=0.3)
     right = left.twinx()
@@ -255,6 +291,19 @@ def read_log(log: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                   if math.isfinite(step + loss + lr))
     steps, losses, rates = np.array(rows, float).reshape(-1, 3).T
     return steps, losses, rates
+
+
+def read_validations(log: Path) -> list[tuple[int, dict]]:
+    """-> (step, line) of the lines about held-out rows, in the order of the steps."""
+    found: dict[int, dict] = {}
+    for line in read_bytes(log).split(b"\n"):
+        if b'"val_loss"' in line:
+            try:
+                row = parse_json(line)
+                found[int(row["step"])] = row
+            except (ValueError, LookupError, TypeError):
+                continue                        # cut off
+    return sorted(found.items())
 
 
 def moving_average(values: np.ndarray) -> np.ndarray:

@@ -86,10 +86,12 @@ class BatchSchedule:
     world_size: int = 1
     skip_bad: bool = False      # replace faulty rows
     device: str = "cpu"         # where the processes compare what they met
+    one_batch: bool = False     # every step gets the rows of the first one
 
     def keys(self, start: int) -> Iterator[list[tuple[int, int]]]:
         """-> the keys (epoch, row) of each micro-batch after step `start`."""
         for micro in range(start * self.grad_accum, self.max_steps * self.grad_accum):
+            micro = micro % self.grad_accum if self.one_batch else micro
             first = (micro * self.world_size + self.rank) * self.batch_size
             yield [divmod(i, len(self.dataset)) for i in range(first, first + self.batch_size)]
 
@@ -140,6 +142,11 @@ class BatchSchedule:
                 raise
             raise DataError(f"--num_workers {num_workers}: a process that loads pictures was ended "
                             "from outside; if memory was short, use fewer") from None
+
+    def first_rows(self) -> list[dict[str, Tensor | None]]:
+        """Those of this process's first step, each once; faulty ones replaced. DataError."""
+        rows = SoundRows(self.dataset)
+        return [rows[key] for keys in islice(self.keys(0), self.grad_accum) for key in keys]
 
     def sources(self, step: int) -> list[str]:
         """-> file and row of every sample that this process has at a step."""
