@@ -56,7 +56,7 @@ from support.training.distributed import (
     with_dummy_image,
     wrap,
 )
-from support.training.features import FeatureCache
+from support.training.features import feature_cache
 from support.training.flops import matmul_rate
 from support.training.log import (
     LOGGERS,
@@ -115,8 +115,8 @@ class TrainConfig:
                         "in stage 2")
     preset: str = option("nano", "size of a new model", choices=tuple(PRESETS))
     tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer of a new model")
-    tune: str = option("", "what is trained beside the projector; empty: full for a new model, "
-                       "lora for any other", choices=("", *LORA_METHODS, "full", "projector"))
+    tune: str = option("", "what is trained beside the projector; empty: full for a new or small "
+                       "model, else lora", choices=("", *LORA_METHODS, "full", "projector"))
     vit: str = option("", "vision encoder to start with, a file or folder in EVA's layout; none: "
                       "a new one, trained too", default_text=f"{TAUGHT_VIT} "
                       "for nano, none for any other")
@@ -179,9 +179,10 @@ SMALL_WIDTH = 1024              # a language model narrower than this is small
 SMALL_MODEL_DEFAULTS = {        # its defaults, by stage
     1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=1000, batch_size=16, clip=1.0,
             beta2=0.98, questions_per_image=8),
-    2: dict(lr=5e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=16, clip=1.0,
+    2: dict(lr=2e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=8, clip=1.0,
             beta2=0.98),
 }
+SMALL_LORA_LR = 2e-3            # of stage 2 with --tune lora or moe-lora
 
 
 def parse_args(argv: list[str] | None = None) -> TrainConfig:
@@ -199,20 +200,23 @@ def resolve_defaults(given: dict) -> TrainConfig:
     config.model = config.model or ("out/stage1" if config.stage == 2 else "")
     name = "overfit_one_batch" if config.overfit_one_batch else f"stage{config.stage}"
     config.output_dir = config.output_dir or f"out/{name}"
-    config.tune = config.tune or ("lora" if config.model else "full")
     if not config.model and config.preset == "nano":
         config.vit = config.vit or TAUGHT_VIT
     config.vit = "" if config.vit == "none" else config.vit
     model_config = read_config(Path(config.model)) if config.model else PRESETS[config.preset]
-    if config.overfit_one_batch:
-        config.max_steps = given.get("max_steps", 200)
-    if model_config.llama.width < SMALL_WIDTH:
+    is_small = model_config.llama.width < SMALL_WIDTH
+    config.tune = config.tune or ("lora" if config.model and not is_small else "full")
+    if is_small:
         small = dict(SMALL_MODEL_DEFAULTS[config.stage])
         if config.tune == "full":
-            small |= {"optimizer": "adamw" if config.shard else "muon",
+            small |= {"optimizer": "adamw" if config.shard or config.stage == 2 else "muon",
                       "train_vit": not (config.model or config.vit)}
+        elif config.stage == 2:
+            small["lr"] = SMALL_LORA_LR
         config = replace(config, **{name: value for name, value in small.items()
                                     if name not in given})
+    if config.overfit_one_batch:
+        config.max_steps = given.get("max_steps", 200)
     if "warmup_steps" not in given:     # a longer one would end where the cosine has fallen far
         config.warmup_steps = min(config.warmup_steps, max(1, config.max_steps // WARMUP_PART))
     return config
@@ -305,8 +309,8 @@ def is_trained(name: str, config: TrainConfig) -> bool:
 def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
                   ratios: Sequence[float]
                   ) -> tuple[PackedDataset, PackedDataset | None, list[SampleTable], list[str]]:
-    """-> the rows, those held out if any, the samples of each data set to train on, and what is
-    wrong with those left out.
+    """-> the rows; those held out, if any; the samples of each data set; what is wrong with those
+    left out.
 
     ratios: of each data set, as parse_ratios gives them; () for every row once.
     """
@@ -325,20 +329,12 @@ def build_dataset(config: TrainConfig, model: SkyEyeGPT, tokenizer: Tokenizer,
     pack = partial(
         PackedDataset, tokenizer=tokenizer, image_size=model.config.vit.image_size,
         visual_tokens=model.config.visual_tokens, style=model.config.prompt,
-        questions_per_row=config.questions_per_image, seed=config.seed,
-        max_tokens=config.max_tokens, bands=config.bands, frames=config.frames,
+        questions_per_row=config.questions_per_image, seed=config.seed, bands=config.bands,
+        frames=config.frames, max_tokens=config.max_tokens,
         max_positions=model.config.llama.max_positions)
     dataset = pack(join_tables(data_sets), augment=config.augment, ratios=list(shares),
                    bucket_size=config.batch_size * config.grad_accum * get_world_size())
     return dataset, pack(held_out) if held_out else None, data_sets, skipped or []
-
-
-def feature_cache(config: TrainConfig, model: SkyEyeGPT, dtype: torch.dtype
-                  ) -> FeatureCache | None:
-    """None where the encoder's output for a picture changes, or a process has but a part of it."""
-    if config.train_vit or config.augment or config.shard or not config.feature_cache:
-        return None
-    return FeatureCache(model, config.feature_cache * 1e9, dtype)
 
 
 # ---- optimizer -----------------------------------------------------------------------------------
@@ -484,12 +480,11 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
         log.add_left_out(0, skipped)
 
     # 5. The loop
-    features = feature_cache(config, model, dtype)
-    probe = Probe(model, tokenizer, device=device, dtype=dtype, batch_size=config.batch_size,
-                  features=features, shard=config.shard)
+    features = feature_cache(settings, model, dtype)
+    probe = Probe(model, tokenizer, device, dtype, config.batch_size, features, config.shard)
     validation = Validation(probe, held_out, config.val_steps, config.max_steps, config.skip_bad)
-    if not start and validation.due(0):
-        log.add_validation(0, validation.measure)
+    if not start:
+        validation.run(0, log)
     nan_guard = NaNGuard()
     last_checkpoint = None
     interrupted = False
@@ -511,8 +506,7 @@ def run(config: TrainConfig, rank: int, world_size: int) -> int:
             bar.set_postfix_str(log.add(
                 step, loss=loss, lr=lr, norm=norm, batches=batches,
                 skipped_rows=schedule.sources(step) if skipped else (), left_out=left_out))
-            if validation.due(step):
-                log.add_validation(step, validation.measure)
+            validation.run(step, log)
             last = step == config.max_steps
             interrupted = any_process(stop.signal > 0, device) and not last
             if interrupted:

@@ -34,8 +34,8 @@ def place(tmp_path_factory):
 def command(place, out, steps, *more):
     data = place / "data" / "conversations.json"
     return [sys.executable, "train.py", "--model", place / "model", "--data", data, "--stage", "2",
-            "--output_dir", out, "--max_steps", steps, "--batch_size", "2", "--lr", "1e-3",
-            "--log_steps", "1", *more]
+            "--tune", "lora", "--output_dir", out, "--max_steps", steps, "--batch_size", "2",
+            "--lr", "1e-3", "--log_steps", "1", *more]
 
 
 def start(place, out, steps, *more):

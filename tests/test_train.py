@@ -123,7 +123,29 @@ def test_flags_are_written_with_either_dash(folder):
     assert config == parse_args([flag.replace("_", "-") if flag.startswith("--") else flag
                                  for flag in flags])
     assert (config.batch_size, config.train_vit, config.save_steps) == (7, True, 9)
-    assert config.tune == "lora"
+
+
+def test_a_small_model_is_trained_in_full_and_a_large_one_gets_a_lora(folder, tmp_path):
+    """Unless --tune says otherwise; q and v alone of a small model need larger steps."""
+    large = dataclasses.replace(tiny.SKYEYE, llama=dataclasses.replace(
+        tiny.SKYEYE_LLAMA, width=1024, heads=8))
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(large)))
+    for stage in ("1", "2"):
+        config = parse_args(["--stage", stage, "--model", str(tmp_path)])
+        assert (config.tune, config.optimizer, config.lr) == ("lora", "adamw", 1e-5)
+        assert parse_args(["--stage", stage, "--model", folder]).tune == "full"
+    config = parse_args(["--stage", "2", "--model", folder])
+    assert (config.optimizer, config.train_vit) == ("adamw", False)
+    assert config.lr == train.SMALL_MODEL_DEFAULTS[2]["lr"]
+    lora = parse_args(["--stage", "2", "--model", folder, "--tune", "lora"])
+    assert lora.lr == train.SMALL_LORA_LR > config.lr
+
+
+def test_one_batch_is_trained_on_for_200_steps_in_a_folder_of_its_own(folder):
+    for model in (["--model", folder], [], ["--preset", "skyeyegpt"]):
+        config = parse_args([*model, "--overfit_one_batch"])
+        assert (config.max_steps, config.output_dir) == (200, "out/overfit_one_batch")
+    assert parse_args(["--overfit_one_batch", "--max_steps", "9"]).max_steps == 9
 
 
 def test_there_may_be_several_data_sets_and_ratios():
@@ -135,7 +157,7 @@ def test_the_help_names_the_defaults_that_depend_on_the_model_and_on_tune(capsys
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "stage 1: --lr 0.001" in text and "stage 2: --lr 0.0005" in text
+    assert "stage 1: --lr 0.001" in text and "stage 2: --lr 0.0002" in text
     assert "rank of a new LoRA (default: 64, with --tune moe-lora 32)" in text
     assert "alpha / r (default: 16, with --tune moe-lora 64)" in text
     assert "v_proj, with --tune moe-lora q_proj k_proj v_proj o_proj)" in text

@@ -12,9 +12,9 @@ from data import collate
 from support.checkpoints.files import in_memory, write_shards
 from support.checkpoints.load import load_vit
 from support.readers.common import DataError
-from support.training.features import FeatureCache
+from support.training.features import FeatureCache, feature_cache
 from support.training.flops import count_flops
-from train import TrainConfig, build_model, feature_cache, resolve_defaults
+from train import TrainConfig, build_model, resolve_defaults
 
 
 def batch_of(tmp_path, count=5):
@@ -87,7 +87,7 @@ def test_the_encoder_is_not_counted_where_its_output_is_there(tmp_path):
     ({}, True), ({"feature_cache": 0.0}, False), ({"augment": True}, False),
     ({"train_vit": True}, False), ({"shard": True}, False)])
 def test_it_is_used_where_the_output_stays_what_it_is(more, cached):
-    found = feature_cache(TrainConfig(**more), tiny.skyeye(), torch.float32)
+    found = feature_cache(dataclasses.asdict(TrainConfig(**more)), tiny.skyeye(), torch.float32)
     assert (found is not None) == cached
 
 

@@ -125,8 +125,7 @@ def test_pictures_of_val_data_that_are_trained_on_are_told(place, tmp_path, caps
 def test_the_loss_of_held_out_rows_is_the_mean_over_their_supervised_tokens(place):
     rows = tiny.rows(tiny.captions(place / "captions", 5), questions_per_row=1)
     model = tiny.skyeye(MODEL).train()
-    probe = Probe(model, tiny.tokenizer(), device="cpu", dtype=torch.float32, batch_size=2,
-                  features=None)
+    probe = Probe(model, tiny.tokenizer(), "cpu", torch.float32, batch_size=2)
     found = Validation(probe, rows, 1, 9).measure()
     assert model.training
     with torch.no_grad():

@@ -43,3 +43,14 @@ class FeatureCache:
         device, dtype = vit.pos_embed.device, vit.pos_embed.dtype
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             return vit(image[None].to(device, dtype))[0].cpu()                # [P, D]
+
+
+def feature_cache(settings: dict, model: SkyEyeGPT, dtype: torch.dtype) -> FeatureCache | None:
+    """None where the encoder's output for a picture changes, or a process has but a part of it.
+
+    settings: the fields of train.TrainConfig.
+    """
+    if any(settings[name] for name in ("train_vit", "augment", "shard")):
+        return None
+    gigabytes = settings["feature_cache"]
+    return FeatureCache(model, gigabytes * 1e9, dtype) if gigabytes else None

@@ -26,7 +26,13 @@ from support.training.distributed import (
     with_dummy_image,
 )
 from support.training.features import FeatureCache
-from support.training.log import describe_figures, moving_average, read_log, read_validations
+from support.training.log import (
+    Logger,
+    describe_figures,
+    moving_average,
+    read_log,
+    read_validations,
+)
 from support.training.rows import BatchSchedule, OtherProcessError
 
 LOSS_ROWS, ANSWERS = 1000, 100
@@ -42,8 +48,8 @@ class Probe:
     a part of it (shard), nor where that takes minutes.
     """
 
-    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, *, device: str, dtype: torch.dtype,
-                 batch_size: int, features: FeatureCache | None, shard: bool = False):
+    def __init__(self, model: SkyEyeGPT, tokenizer: Tokenizer, device: str, dtype: torch.dtype,
+                 batch_size: int, features: FeatureCache | None = None, shard: bool = False):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.device, self.dtype = device, dtype
         self.encode = features.encode if features else lambda batch: batch
@@ -86,8 +92,10 @@ class Validation:
         self.probe, self.dataset, self.skip_bad = probe, dataset, skip_bad
         self.every, self.max_steps = every or max(1, max_steps // 10), max_steps
 
-    def due(self, step: int) -> bool:
-        return self.dataset is not None and (step % self.every == 0 or step == self.max_steps)
+    def run(self, step: int, log: Logger) -> None:
+        """Measure, if it is time for it at this step."""
+        if self.dataset and (step % self.every == 0 or step == self.max_steps):
+            log.add_validation(step, self.measure)
 
     def measure(self) -> dict[str, float]:
         """-> the figures of a line of log.jsonl. All processes call it at once. DataError, on all
@@ -160,7 +168,7 @@ def describe_batch(first: float, loss: float, steps: int, answered: Sequence[Ans
     wrong = [found for found in answered if not found.exact]
     lines = [f"one batch: loss {first:.3f} -> {loss:.4f} in {steps:,} steps; "
              f"{len(answered) - len(wrong)} of {len(answered)} answers word for word"]
-    if not wrong and loss < LEARNED_LOSS:
+    if not wrong:
         return [*lines, "data, model and training fit together: now train on all rows, without "
                         "--overfit_one_batch"]
     if wrong:
