@@ -175,5 +175,5 @@ def test_nano_starts_with_the_taught_encoder_unless_told_otherwise():
     assert resolve_defaults({"model": "weights/nano"}).vit == ""
     assert resolve_defaults({}).optimizer == "muon"
     assert resolve_defaults({"shard": True}).optimizer == "adamw"
-    assert resolve_defaults({"model": "weights/nano"}).optimizer == "adamw"
+    assert resolve_defaults({"model": "weights/nano", "stage": 2}).optimizer == "adamw"
     assert Path(train.TAUGHT_VIT, "model.safetensors").is_file()
