@@ -137,7 +137,7 @@ def test_two_processes_measure_what_one_does_also_with_a_part_of_the_model_each(
     """Of five rows with batches of two, one process has none left in the last round."""
     base = tiny.model_folder(tmp_path / "model", dataclasses.replace(tiny.SKYEYE, lora=None))
     flags = ["--model", str(base), "--data", str(place / "conversations.json"), "--val_data",
-             str(place / "held/conversations.json"), "--max_steps", "2", "--batch_size", "2",
+             str(place / "held/conversations.json"), "--max_steps", "1", "--batch_size", "2",
              "--device", "cpu", "--feature_cache", "0", "--lora_dropout", "0", "--tune", "lora"]
     runs = [[*flags, "--output_dir", str(tmp_path / name), *more]
             for name, *more in (("plain",), ("sharded", "--shard"))]
@@ -148,7 +148,7 @@ def test_two_processes_measure_what_one_does_also_with_a_part_of_the_model_each(
                                   str(tmp_path / "one")]))
     logs = {name: [row for row in map(json.loads, (tmp_path / name / "log.jsonl").open())
                    if "val_loss" in row] for name in ("one", "plain", "sharded")}
-    assert [row["step"] for row in logs["one"]] == [0, 1, 2]
+    assert [row["step"] for row in logs["one"]] == [0, 1]
     for name in ("plain", "sharded"):
         for row, wanted in zip(logs[name], logs["one"], strict=True):
             assert row["val_loss"] == pytest.approx(wanted["val_loss"], rel=1e-4)
