@@ -43,7 +43,7 @@ def documented_command() -> list[str]:
 
 def test_the_documented_fine_tuning_learns_ten_pictures_word_for_word(tmp_path, monkeypatch,
                                                                       capsys):
-    """At least nine of ten answers. 20 seconds of one core."""
+    """At least nine of ten answers. 40 seconds of one core."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").symlink_to(tiny.ROOT / "weights")
     rng, rows = random.Random(7), []
