@@ -642,5 +642,8 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
+    from support.building import build
     from support.tools import check_data, row_examples
+    if any(argument.split("=")[0] == "--build" for argument in sys.argv):
+        sys.exit(build.main())
     sys.exit(check_data.main() if sys.argv[1:] else row_examples.show_data())

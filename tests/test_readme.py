@@ -28,6 +28,7 @@ from chat import Conversation
 from data import Tokenizer
 from examples import geojson_tiles, teach_encoder
 from projector import PRESETS, SkyEyeGPT
+from support.building import build
 from support.evaluation.benchmarks import BENCHMARKS
 from support.metrics.boxes import iou
 from support.readers import FORMATS
@@ -37,8 +38,15 @@ ROOT, NANO = tiny.ROOT, tiny.ROOT / "weights" / "nano"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")),
          *sorted((ROOT / "weights").glob("*/README.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
+
+
+def parse_data_args(words: list[str]) -> object:
+    """As data.py chooses between its two commands."""
+    return (build if "--build" in words else check_data).parse_args(words)
+
+
 PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
-           "chat.py": chat.parse_args, "data.py": check_data.parse_args,
+           "chat.py": chat.parse_args, "data.py": parse_data_args,
            "projector.py": convert.parse_args}
 WITHOUT_FLAGS = {"vit.py", "llama.py", "lora.py"}               # each prints an example
 OPTIONAL = {"tifffile", "imagecodecs", "matplotlib",            # packages that a page names

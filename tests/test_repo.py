@@ -21,7 +21,7 @@ LAYERS = (
     {"data", "support.checkpoints.load", "support.inference.generation"},
     {"projector"},
     {"support.training", "support.metrics", "support.evaluation", "support.terminal",
-     "support.tools"},
+     "support.tools", "support.building"},
     {"train", "eval", "chat"},
 )
 FILES = sorted([f"{name}.py" for name in EIGHT] + [
@@ -74,7 +74,7 @@ def test_imports_go_down_the_layers_and_scripts_never_import_each_other(name):
     for full, late in imported(name):
         other = ours(full)
         script_starts_its_tool = late and (other in EXAMPLES or own in ("data", "projector") and (
-            other or "").startswith("support.tools."))
+            other or "").startswith(("support.tools.", "support.building.")))
         if other and other != own and not script_starts_its_tool:
             assert layer(other) <= layer(own), f"{name} imports {other}"
             assert layer(own) < len(LAYERS) - 1 or layer(other) < layer(own), f"{name}, {other}"

@@ -12,6 +12,7 @@ ms-swift: the same with other keys, and boxes as numbers (pixels)
      "messages": [{"role": "user", "content"}, {"role": "assistant", "content"}, ..],
      "objects": {"ref": ["the ship", ..], "bbox": [[x1, y1, x2, y2], ..]}}
 
+Both also as FOLDER/{train,val,test}.json or .jsonl, with pictures named from the folder.
 `<ref-object>` in a text stands for the next of ref, `<bbox>` for the next of bbox.
 
 SkyEye-968k: one folder a task, JSON lists in it; also what examples/miniworld.py writes
@@ -30,8 +31,10 @@ from support.images.common import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from support.readers.common import (
     PicturePaths,
     answer_text,
+    find_file,
     find_files,
     optional_text,
+    read_head,
     short_repr,
     skip_bad_row,
     to_number,
@@ -40,12 +43,24 @@ from support.readers.common import (
 # ---- conversations -------------------------------------------------------------------------------
 
 def is_llava(place: Path) -> bool:
+    if place.is_dir():
+        return any(llava_file(place, split) for split in ("train", "val", "test"))
     return place.is_file() and place.suffix.lower() in (".json", ".jsonl")
 
 
+def llava_file(folder: Path, split: str) -> Path | None:
+    """{split}.json or .jsonl of conversations in a folder, or None."""
+    files = (find_file(folder, f"{split}{suffix}") for suffix in (".json", ".jsonl"))
+    return next((file for file in files
+                 if re.search('"(conversations|messages)"', read_head(file))), None)
+
+
 def read_llava(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
-    """All rows: such a file is one split."""
-    for source, row in read_json_rows(place, errors):
+    """All rows of a file, which is one split; of a folder those of the split's file."""
+    file = llava_file(place, split) if place.is_dir() else place
+    if file is None:
+        raise FileNotFoundError(f"{place}: no {split}.json or {split}.jsonl of conversations")
+    for source, row in read_json_rows(file, errors):
         with skip_bad_row(source, errors):
             yield conversation_sample(row, source)
 
@@ -360,6 +375,7 @@ def describe_skyeye_fields(place: Path) -> Iterator[str]:
 # The fields were published without a description: FIELD_ALIASES are the names that are understood.
 
 SKYEYE_FIELDS = {"caption": ("image", "caption"), "video": ("image", "caption"),
+                 "grounding": ("image", "caption"),
                  "vqa": ("image", "question", "answer"), "refer": ("image", "expression", "box"),
                  "detection": ("image", "phrase", "box"), "identify": ("image", "phrase", "box")}
 
@@ -414,6 +430,9 @@ def skyeye_sample(row: dict, task: str) -> dict:
     elif task in ("caption", "video"):
         turn = ("", as_text(values[0]))
         task = "video" if len(images) > 1 else task
+    elif task == "grounding":                   # a caption with a <bbox> for each of its boxes
+        turn = ("", as_text(values[0]))
+        boxes = tuple(map(four_numbers, row.get("bboxes") or ()))
     else:
         phrase = as_text(values[0])
         answer, boxes = read_boxes(values[1], several=task == "detection")

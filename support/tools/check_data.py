@@ -4,7 +4,7 @@ A finding is a fault, which stops a training, or a note, which does not:
 
     row                     makes no sample (the readers say why)
     picture                 missing, cut off, or no picture
-    empty question          only captions need none
+    empty question          only captions and descriptions need none
     box                     not a number, without area, or outside the picture
     class                   not among those that its question lists
     too long                over --max_tokens of text
@@ -258,7 +258,7 @@ def check_sample(sample: Sample, headers: Sequence[PictureHeader]) -> Iterator[t
     for question, answer in sample.turns:
         if found := describe_text_boxes(question) or describe_text_boxes(answer):
             yield "text box", found
-        if not question.strip() and sample.task not in ("caption", "video"):
+        if not question.strip() and sample.task not in ("caption", "video", "grounding"):
             yield "empty question", f"before {answer[:40]!r}"
     if sample.task == "scene":
         yield from check_class(*sample.turns[0])
