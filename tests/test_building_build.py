@@ -143,7 +143,8 @@ def test_what_is_built_is_drawn_and_trained_from(built, tmp_path):
     for stage in (1, 2):
         train.train(TrainConfig(stage=stage, model=model, data=(str(built),), max_steps=2,
                                batch_size=2, device="cpu", warmup_steps=1, num_workers=0,
-                               max_tokens=2000, skip_bad=True, output_dir=str(tmp_path / f"stage{stage}")))
+                               max_tokens=2000, skip_bad=True,
+                               output_dir=str(tmp_path / f"stage{stage}")))
         assert (tmp_path / f"stage{stage}" / "log.jsonl").is_file()
 
 

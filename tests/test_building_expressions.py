@@ -206,7 +206,8 @@ def talks(layouts, **more):
 def test_every_turn_is_true_and_none_was_given_away(layouts):
     kinds, lengths = Counter(), Counter()
     for layout, chosen, row in talks(layouts):
-        things, known, it = by_class(layout), set(), None
+        things, said, counted_names, it = by_class(layout), "", set(), None
+        assert "the the" not in str(row["turns"])
         lengths[len(chosen)] += 1
         assert len(row["turns"]) == len(chosen) and row["task"] == "conversation"
         assert sum(strip.count("<bbox>") for turn in row["turns"] for strip in turn) == len(
@@ -220,12 +221,19 @@ def test_every_turn_is_true_and_none_was_given_away(layouts):
                 fault = expression_oracle.fault_of(turn.task, question, answer, list(turn.boxes),
                                                    things, (1, 1))
                 assert not fault, (turn, fault)
-            for name in things:                     # a number is not asked for where it was said
-                if turn.kind == "count" and name in strip_boxes(question):
-                    assert ("count", name) not in known
-                if turn.kind in ("presence", "count") or turn.task == "detection":
-                    if plural(name) in question or f" {name} " in f" {question} ":
-                        known |= {("count", name)} if turn.kind != "presence" else set()
+            text = f" {question} {strip_boxes(answer)} "
+            for name in LABELS:
+                named = f" {name} ", f" {plural(name)} "
+                about = any(words in text for words in named) and not any(
+                    f"{other} " in text for other in LABELS if other.endswith(f" {name}"))
+                if turn.kind == "presence" and about:
+                    assert not any(words in said for words in named), (name, said)
+                if turn.kind == "count" and about:
+                    assert name not in counted_names
+                if about and (turn.kind == "count" or turn.task == "detection" or answer in (
+                        "no", ABSENT) and turn.kind in ("presence", "")):
+                    counted_names.add(name)
+            said += text
             it = turn.boxes[0] if turn.task == "refer" and turn.boxes else None
     assert max(lengths) == 6 and min(lengths) == 2
     assert kinds["refer", "", True] and kinds["vqa", "relation", True] > 10

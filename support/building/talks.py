@@ -197,11 +197,12 @@ def follow_up(thing: Thing, groups: dict[str, list[Thing]], rng: random.Random) 
 def side_turn(name: str, side: str, count: int, rng: random.Random) -> Turn:
     if rng.random() < 0.5:
         text = f"how many {plural(name)} are {side} it ?"
-        return Turn("vqa", text, str(count), (), frozenset(facts(name, "there") if count else ()),
-                    follows=True, kind="relation")
-    text = f"is there {with_article(name)} {side} it ?"
-    return Turn("vqa", text, "yes" if count else "no", (),
-                frozenset(facts(name, "there") if count else ()), follows=True, kind="relation")
+        answer = str(count)
+    else:
+        text = f"is there {with_article(name)} {side} it ?"
+        answer = "yes" if count else "no"
+    return Turn("vqa", text, answer, (), frozenset(facts(name, "there")), follows=True,
+                kind="relation")
 
 
 def object_chains(layout: Layout, absent: Sequence[str], labels: dict[str, int],
@@ -273,6 +274,8 @@ def conversation_row(chosen: Iterable[Turn], rng: random.Random) -> dict:
         if turn.task == "identify":
             answer = clean_text(answer)
         template = rng.choice(TEMPLATES[turn.task])
+        if question.startswith("the "):                 # "where can I locate the the ship ?"
+            template = template.replace("the {}", "{}")
         turns.append((template.replace("{}", question), answer))
         boxes += turn.boxes
     return {"task": "conversation", "turns": tuple(turns), "boxes": tuple(boxes), "kind": ""}
