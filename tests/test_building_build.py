@@ -198,6 +198,7 @@ def test_a_picture_in_train_and_val_of_one_data_set_is_left_out(tmp_path):
     assert run([str(place)], tmp_path / "out") == 0
     names = {Path(row["image"]).name for row in rows_of(tmp_path / "out")}
     assert names == {"train_1.png", "train_2.png"}
+    assert manifest(tmp_path / "out")["rejected"]["picture: in texts's test split"]["rows"] == 5
 
 
 def test_the_same_picture_is_one_and_repeated_rows_are_one(built):

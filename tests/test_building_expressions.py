@@ -25,7 +25,14 @@ from support.building.expressions import (
     singular,
     words_of,
 )
-from support.building.talks import Known, compose, conversation_row, object_chains, strip_boxes
+from support.building.talks import (
+    Known,
+    compose,
+    conversation_row,
+    follow_up,
+    object_chains,
+    strip_boxes,
+)
 from support.common import ABSENT
 
 LABELS = {"ship": 30, "harbor": 20, "storage tank": 15, "vehicle": 8, "car": 40, "van": 9,
@@ -89,7 +96,9 @@ def test_nothing_is_said_of_an_object_whose_class_others_may_be_called(layouts):
 def test_a_box_that_is_there_twice_makes_its_class_unclear():
     ship = Thing("ship", (.1, .1, .3, .3))
     again = Thing("ship", (.1, .1, .3, .29))
-    assert find_expressions(Layout((ship,))) and not find_expressions(Layout((ship, again)))
+    harbor = Thing("harbor", (.5, .5, .9, .9))
+    assert list(Layout((ship, harbor)).clear_groups()) == ["ship", "harbor"]
+    assert list(Layout((ship, harbor, again)).clear_groups()) == ["harbor"]
 
 
 def test_nearly_equal_objects_are_not_told_apart():
@@ -254,6 +263,16 @@ def check_follow_up(turn, things, it):
                 or f" {plural(name)} are {side}" in turn.question)
     count = sum(expression_oracle.SIDES[side](box, it) for box in things[name] if box != it)
     assert turn.answer in (str(count), "yes" if count else "no")
+
+
+def test_a_side_is_asked_for_only_where_all_of_a_class_are_clearly_on_it_or_not():
+    """The second ship is a little to the left of the first one, and clearly above it."""
+    ship, other = Thing("ship", (.4, .6, .5, .7)), Thing("ship", (.38, .1, .48, .2))
+    asked = {follow_up(ship, {"ship": [ship, other]}, random.Random(seed)).question
+             for seed in range(60)}
+    assert any("above it" in text for text in asked) and any("right of it" in text
+                                                             for text in asked)
+    assert not any("left of it" in text for text in asked)
 
 
 def test_no_box_is_asked_for_that_a_turn_has_named(layouts):

@@ -246,14 +246,13 @@ def compose(chains: Sequence[Sequence[Turn]], names: Sequence[str], turns: tuple
     chains.sort(key=lambda chain: -len(chain) * (rng.random() < 0.5))     # chains are worth more
     known, chosen, characters, boxes = Known(names), [], 0, 0
     for chain in chains:
-        previous: Turn | None = None
+        previous: Turn | None = None                # in the chain, and the latest one at all
         for turn in chain:
             if len(chosen) == wanted:
                 return chosen
             fits = (characters + len(turn.question) + len(turn.answer) <= MOST_CHARACTERS
                     and boxes + len(turn.boxes) <= MOST_BOXES)
-            follows = not turn.follows or (previous is not None and chosen[-1] is previous)
-            if fits and follows and not known.gives_away(turn):
+            if fits and (previous or not turn.follows) and not known.gives_away(turn):
                 known.add(turn)
                 chosen.append(turn)
                 previous = turn
