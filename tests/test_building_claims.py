@@ -45,6 +45,7 @@ TRUE = (
     f"The largest is <p>the ship</p> {S3}.", f"<p>The leftmost ship</p> {S1} is gray.",
     f"{SHIP} is to the left of {HARBOR} and above it.", f"{SHIP} is above {HARBOR}.",
     f"{SHIP} lies on the left side of the picture.",
+    f"{SHIP} lies at the upper edge of the picture.", f"{SHIP} waits at {HARBOR}.", "A trio of ships.", "Three ships lie at the edge of the water.",
     "There are no bridges or airplanes.", "A bridge is not visible.",
     "Several ships and many trees.", "There are more ships than harbors.",
     "Ships outnumber storage tanks.", "There are 6 objects.", "Two white cars stand by the water.",
@@ -61,12 +62,15 @@ FALSE = {
         f"<p>The ship</p> {S1}<delim>{S2} is white.", f"<p>all ships</p> {S1}<delim>{S2} are here.",
         f"<p>One ship</p> {S1} is at the top.", f"There are <p>two ships</p> {S1}<delim>{S2}.",
         f"Three <p>ships</p> {S1}<delim>{S2}.", "There are 7 objects.", "Hundreds of ships.",
-        "The ships are 40 meters long.", "Ten white cars stand by the water."),
+        "The ships are 40 meters long.", "Ten white cars stand by the water.",
+        "There are more than three ships.", "Over 3 ships.", "Half a dozen ships.", "A trio of "
+        "harbors.", "The only ship.", f"<p>the only ship</p> {S1}", "A hundred ships.",
+        f"<p>nearly two ships</p> {S1}<delim>{S2}", "Plenty of storage tanks."),
     "wrong class": (
         "An airplane is parked.", "A bridge crosses the water with no cars.", "A plane flies.",
         "There are no cars on the bridge.", "There are no ships.", "No large ships or bridges.",
-        "Ships are absent.", "The ships are not visible.", "There is no tennis court.",
-        "A tennis court.", f"<p>a harbor</p> {S1}.", f"<p>the water</p> {S1}.",
+        "Ships are absent.", "There are hardly any ships.", "The ships are not visible.",
+        "There is no tennis court.", "A tennis court.", f"<p>a harbor</p> {S1}.", f"<p>the water</p> {S1}.",
         f"<p>a ship in the harbor</p> {S1}.", f"<p>no ship</p> {S1}."),
     "wrong box": (
         "<p>a ship</p> {<5><5><20>}", "<p>a ship</p> {<5><5><20><101>}", f"A ship {S1}.",
@@ -79,7 +83,9 @@ FALSE = {
         f"<p>a ship</p> {S3} is near <p>a storage tank</p> {T1}.", f"{SHIP} is left of the road.",
         f"<p>The largest ship</p> {S1}.", f"The largest ship is <p>the ship</p> {S2}.",
         f"<p>the lower ship</p> {S1}", "The northern shore.", f"{SHIP} points east.",
-        f"{SHIP} in the lower right and {HARBOR} in the center.", "The river runs on the left."),
+        f"{SHIP} in the lower right and {HARBOR} in the center.", "The river runs on the left.",
+        f"{SHIP} lies in <p>the ship</p> {S3}.", f"{SHIP} lies between {HARBOR} and the road.",
+        f"{SHIP} lies at the edge of the picture.", f"{SHIP} is the closest."),
     "wrong form": ("", " ", "a ship @0@", "a ship\x1f", "三艘船", "½ of the water", "\ud800")}
 
 

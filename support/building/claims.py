@@ -10,7 +10,7 @@ can be decided from the annotations is decided, and what is not known to be true
     classes     none of those that were looked for and not found, except to say so; yes and no to
                 "is there .."
     places      upper, lower, left, right, center, leftmost .., largest, smallest, left of, right
-                of, above, below, near: of things with boxes alone; no points of the compass
+                of, above, below, near, in: of things with boxes alone; no points of the compass
 
 Colors, shapes, surroundings and reasons are what a text adds to annotations. They are not checked.
 The texts are English. Whoever reads carelessly here teaches a model what is false, so a sentence
@@ -34,9 +34,13 @@ from support.common import Box
 
 # ---- counts --------------------------------------------------------------------------------------
 
-EXACT = {"single": 1, "sole": 1, "lone": 1, "both": 2, "pair of": 2, "couple of": 2}
-AT_LEAST = {"few": 2, "multiple": 2, "several": 3, "many": 4, "numerous": 4, "dozens of": 24,
+EXACT = {"single": 1, "sole": 1, "lone": 1, "the only": 1, "both": 2, "pair": 2, "couple": 2,
+         "twin": 2, "trio": 3, "quartet": 4}
+AT_LEAST = {"few": 2, "multiple": 2, "handful": 2, "several": 3, "many": 4, "numerous": 4,
+            "lots of": 4, "lot of": 4, "plenty of": 4, "dozens of": 24, "countless": 24,
             "hundreds of": 200, "thousands of": 2000}
+LIMIT = re.compile(r"\b(?:(?:more|fewer|less|greater) than|over|under|above|below|beyond|exceed\w*"
+                   r"|almost|nearly|up to|between) $")
 QUANTITY = re.compile(r"(?<!how )(?<!as )\b(" + "|".join(EXACT | AT_LEAST) + r")\b")
 REST = re.compile(r"\b(more|other|another|additional|further|remaining|of)\b")
 
@@ -46,14 +50,16 @@ def check_phrase(truth: Truth, group: Group) -> None:
     phrase, found = group.phrase, len(group.things)
     [name] = {thing.name for thing in group.things}
     said = f"<p>{phrase}</p> with {found} boxes"
-    if any(number.value != found for number in truth.numbers(phrase)):
-        raise wrong("wrong count", said)
+    for number in truth.numbers(phrase):
+        if number.value != found or LIMIT.search(phrase[:number.start]):
+            raise wrong("wrong count", said)
     for quantity in QUANTITY.findall(phrase):
         if found != EXACT.get(quantity, found) or found < AT_LEAST.get(quantity, 0):
             raise wrong("wrong count", said)
     if any(mention.plural == (found == 1) for mention in truth.mentions(phrase)):
         raise wrong("wrong count", said)
-    if re.search(r"\b(all|every|each)\b", phrase) and found != truth.count[name]:
+    complete = re.search(r"\b(all|every|each|only|single|sole|lone)\b", phrase)
+    if complete and found != truth.count[name]:
         raise wrong("wrong count", f"{said}, there are {truth.count[name]}")
     if DENIAL.search(phrase):
         raise wrong("wrong class", f"{said} denies what it has boxes of")
@@ -81,6 +87,8 @@ def check_counts(truth: Truth, sentence: str, groups: Sequence[Group], subject: 
     names = {mention.name for mention in mentions} or {subject} - {""}
     for number in truth.numbers(sentence):
         said = sentence[number.start:number.end + 30].strip()
+        if LIMIT.search(sentence[:number.start]):
+            raise wrong("wrong count", f"{said!r} is a limit, not a count")
         if group := re.match(r" ?@(\d+)@", sentence[number.end:]):
             if number.value != len(groups[int(group[1])].things):
                 raise wrong("wrong count", f"{said!r} with other boxes")
@@ -141,8 +149,9 @@ def comparisons(truth: Truth, sentence: str) -> Iterator[bool]:
 
 # ---- classes -------------------------------------------------------------------------------------
 
-DENIAL = re.compile(r"\b(?:no(?!,| other| more| further| additional)|not(?! only)|without|neither"
-                    r"|nor|lacks?|lacking|absence of|free of|devoid of)\b|n't\b")
+DENIAL = re.compile(r"\b(?:no(?!,| other| more| further| additional)|not(?! only)|none|zero"
+                    r"|without|neither|nor|lacks?|lacking|absence of|free of|devoid of|void of"
+                    r"|empty of|hardly|barely|scarcely)\b|n't\b")
 DENIAL_AFTER = re.compile(r" (?:(?:is|are|do|does|can|could)(?: not|n't)|cannot"
                           r"|(?:is|are) (?:absent|missing))\b")
 ENDS_DENIAL = re.compile(r"\b(?:near|on|in|at|by|beside|along|over|under|around|with|across|but|is"
@@ -190,8 +199,11 @@ NOT_A_PLACE = re.compile(
     r"\b(?:right angles?|right next|right of way|on top of|top[- ]down|left over|(?:city|town|urban"
     r"|shopping|sports?|commercial|civic|service) cent(?:er|re)s?|cent(?:er|re)[- ](?:pivot|lines?)"
     r")\b")
-COMPASS = re.compile(r"\b(?:north|south|east|west|northeast|northwest|southeast|southwest)"
-                     r"(?:ern|erly|wards?|ernmost)?\b")
+NOT_TOLD = re.compile(           # places that the annotations do not tell
+    r"\b(?:(?:north|south|east|west|northeast|northwest|southeast|southwest)(?:ern|erly|wards?"
+    r"|ernmost)?|foreground|background|nearest|closest|farthest|furthest|(?<!left )(?<!right )"
+    r"(?<!upper )(?<!lower )(?<!top )(?<!bottom )(?:edges?|corners?|borders?) of the (?:picture"
+    r"|image|scene|photo|frame))\b")
 SUPERLATIVES: dict[str, Callable[[Thing], float]] = {       # the thing whose value is the least
     "leftmost": lambda thing: thing.x, "rightmost": lambda thing: -thing.x,
     "topmost": lambda thing: thing.y, "uppermost": lambda thing: thing.y,
@@ -200,15 +212,18 @@ SUPERLATIVES: dict[str, Callable[[Thing], float]] = {       # the thing whose va
     "smallest": lambda thing: area(thing.box)}
 SUPERLATIVE = re.compile(r"\b(" + "|".join(SUPERLATIVES) + r")\b")
 UNIT = re.compile(r"@\d+@(?:(?:, and |, | and | or )@\d+@)*")       # groups that share a place
-RELATION = re.compile(r"\b(?:(?:to the )?(left|right) of|(above|below)|(near|next "
-                      r"to|beside|close to|adjacent to|alongside)) (?:the |a |an |both )?")
+RELATION = re.compile(
+    r"\b(?:(?P<side>(?:to the )?(?:left|right) of)|(?P<row>above|below)"
+    r"|(?P<near>near|next to|beside|close to|adjacent to|alongside|along|at|by)"
+    r"|(?P<inside>in|inside|within|on)|(?P<other>between|behind|in front of|opposite|far from|away from|around|beyond"
+    r"|surrounded by|surrounding|surrounds?|under|beneath|across from)) (?:the |a |an |both )?")
 THE_PICTURE = re.compile(r"(?:picture|image|scene|photo|photograph|frame|view)\b")
 SEPARATOR = re.compile(r"[,;:]|\b(?:and|while|but|whereas|with)\b")
 
 SIDE_ENDS = 45          # hundredths of a side: left of it is the left, as far from the right ..
 MIDDLE_FROM = 30        # .. and from here, to as far from the other side, is the middle
 THIRD = 100 / 3         # what lies in the outer third is on that side, and nobody doubts it
-NEAR = 25               # hundredths that may be between the boxes of what is near each other
+NEAR, INSIDE = 25, 5    # hundredths that may be between the boxes of such things
 
 
 class Claim(NamedTuple):
@@ -252,7 +267,7 @@ def find_claims(truth: Truth, text: str) -> list[Claim]:
     for match in names:
         start, end = match[:2] if isinstance(match, Mention) else match.span()
         text = text[:start] + " " * (end - start) + text[end:]
-    if (match := COMPASS.search(text)) and match[0] not in truth.told:
+    if (match := NOT_TOLD.search(text)) and match[0] not in truth.told:
         raise wrong("wrong place", f"{match[0]!r}, which the annotations do not tell")
     found = [(match, False) for match in PLACE.finditer(text)]
     found += [(match, True) for match in SUPERLATIVE.finditer(text)]
@@ -329,33 +344,37 @@ def check_relations(sentence: str, groups: Sequence[Group], context: Sequence[Gr
     for match in RELATION.finditer(sentence):
         target = UNIT.match(sentence, match.end())
         if not target:
-            if match[1] and not THE_PICTURE.match(sentence, match.end()):
+            if match["side"] and not THE_PICTURE.match(sentence, match.end()):
                 raise wrong("wrong place", f"{match[0]!r} of what has no box")
             continue
+        if match["other"]:
+            raise wrong("wrong place", f"{match[0]!r}, which is not decided from boxes")
         units = list(UNIT.finditer(sentence))
         before = [unit for unit in units if unit.end() <= match.start()]
         after = [unit for unit in units if unit.start() > target.start()]
         subject = before[-1] if before else after[0] if after else None
         subjects = groups_of(subject, groups) if subject else context
-        if not subjects and not match[3]:
+        if not subjects and (match["side"] or match["row"]):
             raise wrong("wrong place", f"{match[0]!r} is said of what has no box")
         others = [thing for group in groups_of(target, groups) for thing in group.things]
         for thing in [thing for group in subjects for thing in group.things]:
-            if not all(is_related(thing, other, match[1] or match[2] or "near")
-                       for other in others):
+            if not all(is_related(thing, other, match) for other in others):
                 raise wrong("wrong place", f"{thing.name} {thing.text} {match[0].strip()} "
                                            f"{others[0].name} {others[0].text}")
         checked = checked[:match.start()] + " " * len(match[0]) + checked[match.end():]
     return checked
 
 
-def is_related(a: Thing, b: Thing, relation: str) -> bool:
-    if relation != "near":
-        return {"left": a.x < b.x, "right": a.x > b.x, "above": a.y < b.y, "below": a.y > b.y
-                }[relation]
+def is_related(a: Thing, b: Thing, match: re.Match) -> bool:
+    """match: of RELATION, of which groups `side` to `inside` are decided."""
+    if match["side"]:
+        return a.x < b.x if "left" in match["side"] else a.x > b.x
+    if match["row"]:
+        return a.y < b.y if match["row"] == "above" else a.y > b.y
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (
         map(int, re.findall("[0-9]+", thing.text)) for thing in (a, b))
-    return max(ax1 - bx2, bx1 - ax2, ay1 - by2, by1 - ay2) <= NEAR
+    apart = max(ax1 - bx2, bx1 - ax2, ay1 - by2, by1 - ay2)
+    return apart <= (INSIDE if match["inside"] else NEAR)
 
 
 # ---- descriptions and dialogues ------------------------------------------------------------------

@@ -199,7 +199,7 @@ TENS = {word: 10 * value for value, word in enumerate(
 NUMBER = re.compile(
     r"(?<![\w@])(?:(?P<digits>\d[\d,]*(?:\.\d+)?)(?![\d@])|(?P<ten>" + "|".join(TENS)
     + r")(?:[- ](?P<unit>" + "|".join(list(NUMBER_WORDS)[1:10]) + r"))?\b|(?P<word>"
-    + "|".join(NUMBER_WORDS) + r")\b|(?P<dozen>a dozen)\b|(?P<other>hundred|thousand|million)\b)")
+    + "|".join(NUMBER_WORDS) + r")\b|(?P<dozen>a dozen)\b|(?P<other>dozen|hundred|thousand)\b)")
 SMALL_WORDS = {"are", "is", "in", "on", "of", "with", "and", "at", "the", "a", "by", "near"}
 
 

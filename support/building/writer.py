@@ -94,8 +94,9 @@ Every reply is checked against the facts by a program, and one wrong statement d
    to say that there is none of it.
 3. Numbers only for how many there are of a listed class, and only all of them; or, within <p></p>,
    as many as have boxes. No other numbers: no sizes, distances, shares, lanes or rows.
-4. Places (upper left, center, leftmost, largest, left of, near) only of what has its box in the
-   same sentence. "Left of", "right of", "above", "below" only between two boxes. No north or south.
+4. Places (upper left, center, leftmost, largest, near) only of what has its box in the same
+   sentence. "Left of", "right of", "above", "below" only from one box to another. No "between",
+   "around", "behind" or "closest" of boxes, no foreground, no north or south.
 5. Questions may hold a box. An answer to "how many" holds the number."""
 
 
