@@ -215,8 +215,9 @@ UNIT = re.compile(r"@\d+@(?:(?:, and |, | and | or )@\d+@)*")       # groups tha
 RELATION = re.compile(
     r"\b(?:(?P<side>(?:to the )?(?:left|right) of)|(?P<row>above|below)"
     r"|(?P<near>near|next to|beside|close to|adjacent to|alongside|along|at|by)"
-    r"|(?P<inside>in|inside|within|on)|(?P<other>between|behind|in front of|opposite|far from|away from|around|beyond"
-    r"|surrounded by|surrounding|surrounds?|under|beneath|across from)) (?:the |a |an |both )?")
+    r"|(?P<inside>in|inside|within|on)"
+    r"|(?P<other>between|behind|in front of|opposite|far from|away from|around|beyond|surrounded by"
+    r"|surrounding|surrounds?|under|beneath|across from)) (?:the |a |an |both )?")
 THE_PICTURE = re.compile(r"(?:picture|image|scene|photo|photograph|frame|view)\b")
 SEPARATOR = re.compile(r"[,;:]|\b(?:and|while|but|whereas|with)\b")
 
