@@ -25,11 +25,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
 from support.building.clean import PictureFacts, examine
+from support.building.completions import parse_address, read_key
 from support.building.expressions import singular
 from support.building.output import (
     LAYOUTS,
@@ -38,8 +39,10 @@ from support.building.output import (
     report_text,
     write_manifest,
 )
-from support.building.samples import CLOSED, DataSet, Plan, Rejections, build_groups
+from support.building.samples import CLOSED, Built, DataSet, Plan, Rejections, build_groups
 from support.building.store import EXAMPLES, Store, chunks
+from support.building.writer import WriterSettings
+from support.building.written import write_about
 from support.common import UserError, commit, in_range, option, parse_config
 from support.images.common import parse_bands
 from support.readers import (
@@ -67,6 +70,12 @@ class BuildConfig:
     turns: tuple[int, ...] = option((2, 6), "turns of a conversation, least and most",
                                     type=in_range(int, 2, 20), nargs=2, metavar=("LEAST", "MOST"))
     describe: bool = option(False, "also write descriptions of the objects and of the whole")
+    writer: str = option("", "URL of a server with OpenAI's chat completions interface, whose "
+                         "model writes a description and a dialogue for each picture, checked "
+                         "against its annotations; the key is read from the environment variable "
+                         "WRITER_API_KEY", metavar="URL")
+    writer_model: str = option("", "the model that the server is to use", metavar="NAME")
+    writer_parallel: int = option(4, "requests at once", type=in_range(int, 1, 64))
     balance: bool = option(False, "even out answers and classes by leaving rows out: as many yes "
                            "as no, no class over twice the median")
     ratio: tuple[str, ...] = option((), "part of the rows of a data set that is taken, NAME=NUMBER "
@@ -102,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"data.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("data.py: stopped; nothing was written", file=sys.stderr)
+        print("data.py: stopped; nothing was written, but the answers to --writer are kept",
+              file=sys.stderr)
         return 130
     return 0
 
@@ -120,6 +130,11 @@ def check_settings(args: BuildConfig) -> None:
     if max(parse_ratios(args.ratio, args.data), default=1) > 1:
         raise UserError(f"--ratio {' '.join(args.ratio)}: at most 1 here; train.py's --ratio "
                         "repeats rows")
+    if args.writer:
+        parse_address(args.writer)
+        read_key()
+    if bool(args.writer) != bool(args.writer_model):
+        raise UserError("--writer URL and --writer_model NAME go together")
     if not Path(args.tokenizer).is_file():
         raise UserError(f"--tokenizer {args.tokenizer}: no such file")
     places = [os.path.realpath(place) for place in args.data]
@@ -172,6 +187,12 @@ def build_in(folder: Path, store: Store, args: BuildConfig) -> None:
                     args.seed, args.tokenizer, args.max_tokens)
         spool = folder / "rows.txt"
         found = build_all(store, plan, spool, workers, rejections)
+    if args.writer and not args.dry_run:
+        settings = WriterSettings(args.writer, args.writer_model, args.writer_parallel)
+        kept = Path(f"{os.path.normpath(args.build)}.writer.jsonl")
+        with spool.open("a", encoding="utf-8") as file:
+            for row in write_about(store, plan, settings, kept, rejections):
+                spool_row(file, row, found)
     chosen = choose(found, args)
     counts, labels = write_all(folder, spool, found, chosen, plan, args)
     spool.unlink()
@@ -353,16 +374,21 @@ def build_all(store: Store, plan: Plan, spool: Path, workers: Workers, rejection
                                                          disable=None) as bar:
         for result in workers.map(function, chunks(store.groups(), CHUNK)):
             for row in result.rows:
-                label = " ".join(row.label.split())
-                found.setdefault((row.data_set, row.task, row.kind), Counter())[label] += 1
-                head = json.dumps([row.file, row.data_set, row.task, row.kind, label, row.links])
-                file.write(f"{head}\t{row.text}\n")
+                spool_row(file, row, found)
             for reason, source in result.examples:
                 if sum(other == reason for other, _ in rejections.examples) < EXAMPLES:
                     rejections.examples.append((reason, source))
             rejections.counts.update(result.rejected)
             bar.update(len(result.rows))
     return found
+
+
+def spool_row(file: TextIO, row: Built, found: dict[Stratum, Counter]) -> None:
+    """Write the line of one row and count its label."""
+    label = " ".join(row.label.split())
+    found.setdefault((row.data_set, row.task, row.kind), Counter())[label] += 1
+    head = json.dumps([row.file, row.data_set, row.task, row.kind, label, row.links])
+    file.write(f"{head}\t{row.text}\n")
 
 
 def choose(found: dict[Stratum, Counter], args: BuildConfig) -> dict[Stratum, Counter]:
