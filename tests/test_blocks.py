@@ -31,6 +31,8 @@ NOT_RUN = {         # how a command begins: why it is not run here
     "python tests/bench_eval.py": "minutes; needs transformers",
     "python tests/bench_bits.py": "a minute: every example picture at every number of bits",
     "OMP_NUM_THREADS=1 python tests/bench_data.py": "opens a million rows",
+    "python tests/bench_build.py": "two minutes",
+    "python data.py --build out/written": "asks a server; test_building_written.py has one",
     "python tests/full_size.py": "18.5 GB and a quarter of an hour",
     "python tests/gpu.py": "for a GPU; tests/test_gpu.py runs it at tiny sizes",
     "python projector.py --llama llava": "13 GB to download; test_tools_convert.py has small ones",
@@ -86,16 +88,30 @@ def make_simd(folder: Path) -> None:
         small_picture(folder / f"JPEGImages/{i}.jpg", i)
 
 
+def make_simd_coco(folder: Path) -> None:
+    """All objects of the pictures of SIMD."""
+    write(folder / "instances.json", {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48}
+                   for i in range(3)],
+        "categories": [{"id": 1, "name": "car"}],
+        "annotations": [{"id": 2 * i + j, "image_id": i, "category_id": 1,
+                         "bbox": [1 + 20 * j, 2, 9, 8]} for i in range(3) for j in range(2)]})
+    for i in range(3):
+        small_picture(folder / f"images/{i}.jpg", i)
+
+
 def make_data(folder: Path) -> None:
     write_world(folder / "out/miniworld", train=12, val=2, test=4, clips=10, workers=1)
     make_rsicd(folder / "datasets/rsicd")
     make_simd(folder / "datasets/simd_rsvg")
+    make_simd_coco(folder / "datasets/simd_coco")
     for i, name in enumerate(("aGrass", "bField")):
         small_picture(folder / f"datasets/rsscn7/{name}/1.jpg", i)
     rsvqa(folder / "datasets/rsvqa_lr")
     turns = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a sea"}]
-    write(folder / "mine.json", [{"image": "a.jpg", "conversations": turns}])
-    for name in ("a.jpg", "picture.png"):
+    write(folder / "mine.json", [{"image": name, "conversations": turns}
+                                 for name in ("a.jpg", "b.jpg", "c.jpg")])
+    for name in ("a.jpg", "b.jpg", "c.jpg", "picture.png", "large.tif"):
         small_picture(folder / name)
     write(folder / "questions.txt", "[vqa] is there a ship ?\n")
     write_downloads(folder)
@@ -161,8 +177,11 @@ def test_every_block_runs_as_it_is_written_after_those_before_it(tmp_path):
                     print(f"{done['seconds']:5.1f} s  {page}: {command}")
                     if done["code"]:
                         failed.append(f"{page}: {command}\n{done['output'][-2000:]}")
+            elif block.startswith(("from ", "import ")):
+                subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
             else:
-                assert "-->" in block, f"{page}: neither commands nor files nor a drawing: {block}"
+                is_text = "-->" in block or block.startswith("Scene: ")     # a drawing; a prompt
+                assert is_text, f"{page}: neither commands nor files nor a text: {block}"
     runner.process.stdin.close()
     assert not failed, "\n\n".join(failed)
     assert not unused and runner.process.wait(60) == 0
