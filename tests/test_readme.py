@@ -202,7 +202,8 @@ for script, arguments in json.loads(sys.argv[2]):
 
 
 def test_every_flag_that_a_page_names_exists(capsys):
-    known = {f"--{field.name}" for field in dataclasses.fields(teach_encoder.Settings)}
+    known = {f"--{field.name}" for settings in (teach_encoder.Settings, build.BuildConfig)
+             for field in dataclasses.fields(settings)}
     for parse in PARSERS.values():
         with pytest.raises(SystemExit):
             parse(["--help"])
