@@ -85,7 +85,7 @@ def test_the_size_of_the_batches_changes_no_answer(folder, pictures, size):
 
 
 def test_near_the_end_of_the_context_an_answer_is_cut_off_where_it_is_alone(folder, pictures):
-    long = "is there a road in the harbor near the green ship " * 7
+    long = "is there a road in the harbor near the green ship " * 6
     questions = [f"[vqa] {long}", f"[vqa] {long} and a river", "[vqa] a road ?"]
     rows, *shared = ask(folder, pictures[:2], questions, max_new_tokens=200)
     limit = tiny.SKYEYE_LLAMA.max_positions
