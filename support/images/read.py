@@ -507,21 +507,22 @@ def read_header_and_note(path: str, bands: tuple[int, ...] | None) -> tuple[Pict
                     check_bands(image, bands or ())
                 orientation, note = read_orientation(image, path, None)
                 note = join_notes(image.info.get(NOTE_KEY, ""), note)
-                whole = is_complete(path, image) or still and has_all_pixels(path, bands or ())
-                fault = "" if whole else f"{name}: cut off at its end"
-                size = oriented_size(image.size, orientation)
+                fault, size = "", oriented_size(image.size, orientation)
+                if not is_complete(path, image):
+                    if still and (whole := read_without_end(path, bands or ())):
+                        return PictureHeader(*whole.size, ""), whole.note
+                    fault = f"{name}: cut off at its end"
                 return PictureHeader(*size, fault), note
     except PictureError as error:
         return PictureHeader(0, 0, str(error)), ""
 
 
-def has_all_pixels(path: str, bands: tuple[int, ...]) -> bool:
-    """Of a picture without its end mark: read_picture shows it."""
+def read_without_end(path: str, bands: tuple[int, ...]) -> Picture | None:
+    """A picture that lacks its end mark, if all of its pixels are there."""
     try:
-        read_picture(path, bands)
+        return read_picture(path, bands)
     except PictureError:
-        return False
-    return True
+        return None
 
 
 def read_tiff_header(path: str, tiff: TiffInfo, bands: tuple[int, ...] | None

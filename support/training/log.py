@@ -240,7 +240,8 @@ def is_untrained_loss(loss: float, vocab_size: int) -> bool:
 def warn_if_untrained(loss: float, model: SkyEyeGPT) -> None:
     """loss: the first one of a model that was loaded."""
     if is_untrained_loss(loss, model.config.llama.vocab_size):
-        tqdm.write(f"the first loss, {loss:.2f}, is that of a uniform guess: is the model trained?")
+        tqdm.write(f"the first loss, {loss:.2f}, is that of a uniform guess: is the model trained?",
+                   file=sys.stderr)
 
 
 # ---- loss.png ------------------------------------------------------------------------------------
