@@ -172,7 +172,7 @@ def test_three_skipped_steps_in_a_row_end_the_run_with_the_checkpoint_to_resume_
 def test_a_uniform_guess_is_a_loss_within_two_percent_of_the_logarithm(part, untrained, capsys):
     assert is_untrained_loss(math.log(32_000) * part, 32_000) == untrained
     warn_if_untrained(math.log(tiny.VOCAB) * part, tiny.skyeye())
-    assert ("is the model trained?" in capsys.readouterr().out) == untrained
+    assert ("is the model trained?" in capsys.readouterr().err) == untrained
 
 
 # ---- loss.png ------------------------------------------------------------------------------------
