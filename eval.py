@@ -42,6 +42,7 @@ from support.common import (
     find_device,
     in_range,
     is_out_of_memory,
+    load_ahead,
     option,
     parse_config,
 )
@@ -75,7 +76,6 @@ from support.evaluation.runs import (
     gather_predictions,
     group_by_picture,
     hash_samples,
-    load_ahead,
     load_predictions,
     make_batches,
     output_errors,

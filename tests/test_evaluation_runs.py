@@ -9,14 +9,13 @@ import pytest
 import support.evaluation.runs as runs
 from data_folders import write
 from prediction_rows import EXTERNAL_ROWS
-from support.common import UserError, device_name
+from support.common import UserError, device_name, load_ahead
 from support.evaluation.runs import (
     gather_predictions,
     group_by_picture,
     hash_samples,
     hash_texts,
     hash_weights,
-    load_ahead,
     load_predictions,
     make_batches,
     provenance,

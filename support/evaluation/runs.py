@@ -37,7 +37,6 @@ from support.common import (
     read_json,
     write_atomic,
 )
-from support.common import load_ahead as load_ahead
 from support.evaluation.rows import select_scorable, unreadable_truth
 from support.metrics.boxes import LOCATED_TASKS, has_true_box
 from support.metrics.figures import TASK_SCORES
