@@ -78,15 +78,19 @@ def absent_things(pictures: dict[str, tuple[str, set[str]]], absent: dict[str, l
     return found
 
 
+def link(path: str | Path, target: Path) -> None:
+    """A hard link to a picture, or a copy where there is no link from disk to disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+
+
 def write_split(out: Path, split: str, found: Sequence[tuple[str, str]]) -> None:
     for path, _ in found:
-        target = out / "images" / split / Path(path).name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            try:
-                os.link(path, target)
-            except OSError:                     # another disk
-                shutil.copyfile(path, target)
+        link(path, out / "images" / split / Path(path).name)
     named = [({"image": f"{split}/{Path(path).name}"}, thing) for path, thing in found]
     write_rows(out / "vg" / f"Absent_vg_{split}.json",
                [image | {"expression": f"the {thing}", "bbox": []} for image, thing in named])
