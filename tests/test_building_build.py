@@ -15,7 +15,7 @@ from PIL import Image
 import expression_oracle
 import tiny
 import train
-from data_folders import write
+from data_folders import MAKERS, make_dota, write
 from support.building import build as build_module
 from support.building.build import Sampler, main
 from support.building.clean import (
@@ -332,6 +332,21 @@ def test_mistakes_are_one_line_that_names_the_flag(places, built, tmp_path, caps
     assert "no such" in refusal(capsys, "--build", out, "--data", tmp_path / "missing")
     assert "NAME=TEXT" in refusal(capsys, "--build", out, "--data", data, "--license", "x=MIT")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["rsvqa", "floodnet", "dota"])
+def test_a_data_set_without_val_and_test_is_built_from(name, tmp_path):
+    """Their readers name no file of a split that is not there."""
+    if name == "dota":
+        make_dota(tmp_path / "in/train")
+    else:
+        MAKERS[name](tmp_path / "in")
+    for file in ("Valid Question.json", "Test_Question.json"):
+        (tmp_path / "in/Questions" / file).unlink(missing_ok=True)
+    for seed, path in enumerate(sorted((tmp_path / "in").rglob("*.[tpJ][inP][fgG]"))):
+        scene(seed).save(path)
+    assert run([str(tmp_path / "in")], tmp_path / "out") == 0
+    assert rows_of(tmp_path / "out")
 
 
 def test_a_failed_build_leaves_nothing(places, tmp_path, capsys, monkeypatch):

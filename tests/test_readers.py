@@ -10,21 +10,26 @@ import pytest
 import tiny
 from data import TEMPLATES, load_image
 from data_folders import (
+    CONVERSATION,
     FIXTURES,
     MAKERS,
     layouts_of,
     make_capera,
     make_coco,
+    make_dota,
+    make_metadata,
     make_skyeye,
+    make_yolo,
     read,
     replace_once,
     row_errors,
     touch,
+    write,
 )
 from examples.miniworld import write_world
 from support.common import UserError
 from support.readers import FORMATS, parse_ratios, read_data, read_split
-from support.readers.common import DataError
+from support.readers.common import DataError, MissingSplit
 from support.readers.questions import class_question
 
 refusal = partial(tiny.refusal, DataError)
@@ -44,6 +49,55 @@ def test_every_folder_is_read(name, tmp_path):
     rows = read(name, tmp_path)
     assert rows and all((tmp_path / path).exists() for row in rows for path in row["images"])
 
+
+# ---- splits --------------------------------------------------------------------------------------
+
+def make_train_alone(name, place):
+    """A folder of this layout without anything of val; its train is whole."""
+    if name == "dota":
+        make_dota(place / "train")
+    elif name == "metadata":
+        make_metadata(place, "train")
+    elif name == "yolo":
+        make_yolo(place, "images/train", "labels/train")
+    elif name == "llava":
+        write(place / "train.json", [{"image": "a.jpg", "conversations": CONVERSATION}])
+    else:
+        MAKERS[name](place)
+        for file in [*place.glob("val*.txt"), *place.glob("Questions/Valid*")]:
+            file.unlink()
+    if name == "voc":
+        write(place / "train.txt", "P1\nP2\n")
+    elif name == "class_folder":
+        write(place / "train.txt", "Pond/1.jpg\n")
+
+
+WITH_FILES_OF_SPLITS = ("caption_lists", "capera", "class_folder", "coco", "dior_rsvg", "dota",
+                        "floodnet", "llava", "metadata", "rsvqa", "voc", "yolo")
+
+
+@pytest.mark.parametrize("name", WITH_FILES_OF_SPLITS)
+def test_a_split_that_is_not_there_is_an_error_of_its_own_kind(name, tmp_path):
+    make_train_alone(name, tmp_path)
+    single, conversations, errors = read_split(tmp_path, "train")
+    assert len(single) + len(conversations) and not errors
+    with pytest.raises(MissingSplit) as caught:
+        read_split(tmp_path, "val")
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, file", [("rsvqa", "LR_split_val_images.json"),
+                                        ("caption_lists", "val_filename.txt")])
+def test_half_of_a_split_is_not_a_split_that_is_not_there(name, file, tmp_path):
+    """Its pictures would count as those of no split."""
+    make_train_alone(name, tmp_path)
+    write(tmp_path / file, '{"images": []}' if file.endswith("json") else "0.tif\n")
+    with pytest.raises(DataError) as caught:
+        read_split(tmp_path, "val")
+    assert not isinstance(caught.value, MissingSplit)
+
+
+# ---- real folders --------------------------------------------------------------------------------
 
 REAL_FOLDERS = {
     "UCM_captions": "rsicd", "Sydney_captions": "rsicd", "RSICD": "rsicd", "RSIVQA": "rsivqa",
@@ -126,14 +180,6 @@ def test_a_row_that_is_wrong_is_named_in_one_line(tmp_path, name, file, old, new
     line = row_errors(name, tmp_path)[0]
     assert reason in line and file.split("/")[-1].split("_")[0] in line
     assert line in refusal(read_data, tmp_path)             # a training stops there
-
-
-@pytest.mark.parametrize("name", ["rsvqa", "capera", "coco", "caption_lists"])
-def test_a_split_without_a_file_is_refused_by_name(tmp_path, name):
-    MAKERS[name](tmp_path)
-    with pytest.raises((ValueError, OSError), match="val"):
-        list(FORMATS[name].read(tmp_path, "val", []))
-    assert "val" in refusal(read_data, tmp_path, "val")
 
 
 @pytest.mark.parametrize("picture", ["../secret.png", "/etc/secret.png"])

@@ -23,7 +23,7 @@ from data_folders import (
 )
 from support.common import UserError
 from support.readers import check_image_folder, find_format, read_data
-from support.readers.common import DataError
+from support.readers.common import DataError, MissingSplit
 from support.readers.metadata import read_metadata
 
 
@@ -222,5 +222,5 @@ def test_roboflows_coco_has_a_file_a_split_and_missing_splits_are_told_apart(tmp
     assert layouts_of(tmp_path) == ["coco"]             # not classes named train and valid
     assert read("coco", tmp_path, "val")[0]["images"] == ["valid/P1.png"]
     assert row_errors("coco", tmp_path) == []
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(MissingSplit):
         list(read_metadata(tmp_path, "train", []))

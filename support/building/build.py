@@ -53,7 +53,7 @@ from support.readers import (
     read_rows,
     short_name,
 )
-from support.readers.common import ROW_ERRORS, DataError, SampleTable, describe_error
+from support.readers.common import ROW_ERRORS, DataError, MissingSplit, SampleTable, describe_error
 
 DESCRIPTION = "Build a training set from the data sets that are on disk."
 
@@ -307,9 +307,8 @@ def split_rows(own: DataSet, split: str, args: BuildConfig, rejections: Rejectio
                 errors.append(describe_error("", error).removeprefix(": "))
             else:
                 yield row
-    except DataError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
+    except MissingSplit:
+        pass
     for line in errors if rejections else ():
         rejections.add("a wrong row", line)
 

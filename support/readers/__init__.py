@@ -5,7 +5,8 @@ Each layout is a pair of functions, in FORMATS under the name that --format take
     matches(place)                     whether a folder or file has this layout
     read(place, split, errors)         the fields of each Sample, pictures named from the folder;
                                        a line is appended to `errors` for each row that is wrong;
-                                       ValueError or OSError: a file that is wrong or missing
+                                       ValueError or OSError: a file that is wrong or missing;
+                                       MissingSplit: nothing of this split is there
 
 A new layout is two functions and a line here. `python data.py --check` reports every row that is
 wrong, a training refuses to start at the first: both get all of `errors` from read_split.
@@ -31,6 +32,7 @@ from support.readers.captions import (
 from support.readers.common import (
     ROW_ERRORS,
     DataError,
+    MissingSplit,
     PictureRoot,
     Sample,
     SampleTable,
@@ -213,6 +215,8 @@ def read_rows(place: Path, split: str, format_name: str, errors: list[str],
             else:
                 row["images"] = paths_of[names]
                 yield row
+    except MissingSplit as error:
+        raise MissingSplit(printable(error)) from None
     except (ValueError, OSError, UserError) as error:
         raise DataError(printable(error)) from error
     except ROW_ERRORS as error:

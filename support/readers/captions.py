@@ -45,6 +45,7 @@ from support.readers.common import (
     portable_name,
     read_head,
     read_lines,
+    require_split,
     require_text,
     skip_bad_row,
 )
@@ -152,6 +153,7 @@ def read_caption_lists(place: Path, split: str, errors: list[str]) -> Iterator[d
     """A picture is named once for its five captions (train) or once for each of them (test)."""
     name_file = find_file(place, f"{split}_filename.txt")
     caption_file = find_file(place, f"{split}_caps.txt")
+    require_split(split, name_file, caption_file)
     names, captions = read_lines(name_file), read_lines(caption_file)
     if len(captions) not in (len(names), CAPTIONS_PER_PICTURE * len(names)):
         raise ValueError(f"{caption_file}: {len(captions)} captions for the {len(names)} pictures "
@@ -187,6 +189,7 @@ def read_capera(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     folders = [path for folder in CAPERA_FOLDERS
                for path in (Path(folder, split), Path(folder, split.capitalize()), Path(folder))
                if (place / path).is_dir()]
+    require_split(split, file)
     with error_context(str(file)):
         rows = list(read_json(file)["ERA_caption"])
     for number, row in enumerate(rows, start=1):

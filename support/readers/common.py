@@ -33,6 +33,10 @@ class DataError(UserError):
     """Data that cannot be used: one line that names the file or row and what to do."""
 
 
+class MissingSplit(DataError):
+    """The data set does not have this split, and nothing of it is there."""
+
+
 # ---- samples -------------------------------------------------------------------------------------
 
 TASK_NAMES = ("caption", "video", "vqa", "scene", "refer", "detection", "identify", "grounding",
@@ -445,14 +449,21 @@ def splits_in_name(file: Path) -> list[str]:
 
 def read_split_list(folder: Path, split: str) -> list[tuple[str, str]] | None:
     """{split}.txt, one picture a line -> [(file:line, name from the folder)]; None where no split
-    has a list. FileNotFoundError: others have."""
+    has a list. MissingSplit: others have."""
     file = find_file(folder, f"{split}.txt")
     if file.is_file():
         return [(f"{file}:{i}", name_inside(folder, line.strip()))
                 for i, line in enumerate(read_lines(file), 1) if line.strip()]
     if any(find_file(folder, f"{name}.txt").is_file() for name in ("train", "val", "test")):
-        raise FileNotFoundError(f"{file}: no such list, though other splits have theirs")
+        raise MissingSplit(f"{file}: no such list, though other splits have theirs")
     return None
+
+
+def require_split(split: str, *files: Path) -> None:
+    """MissingSplit: none of the files of a split is there. Where some are, reading one that is
+    missing is an error of another kind."""
+    if not any(map(os.path.lexists, files)):
+        raise MissingSplit(f"{files[0]}: no such file, so there is no split {split!r}")
 
 
 def files_of_split(folders: Iterable[Path], split: str, files: list[Path], errors: list[str]

@@ -29,6 +29,7 @@ from pathlib import Path
 from support.common import ABSENT, Box, parse_json, read_text, split_lines
 from support.images.common import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 from support.readers.common import (
+    MissingSplit,
     PicturePaths,
     answer_text,
     find_file,
@@ -59,7 +60,7 @@ def read_llava(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """All rows of a file, which is one split; of a folder those of the split's file."""
     file = llava_file(place, split) if place.is_dir() else place
     if file is None:
-        raise FileNotFoundError(f"{place}: no {split}.json or {split}.jsonl of conversations")
+        raise MissingSplit(f"{place}: no {split}.json or {split}.jsonl of conversations")
     for source, row in read_json_rows(file, errors):
         with skip_bad_row(source, errors):
             yield conversation_sample(row, source)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from support.common import Box, read_text
 from support.readers.common import (
+    MissingSplit,
     answer_text,
     check_name,
     find_files,
@@ -71,7 +72,7 @@ def read_metadata(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
                  for file in files}
     files = [file for file in files if split in splits_of[file] or not splits_of[file]]
     if not files:
-        raise FileNotFoundError(f"{place}: no {TABLES[0]} of split {split!r}")
+        raise MissingSplit(f"{place}: no {TABLES[0]} of split {split!r}")
     for file in files:
         if any(other.parent == file.parent and other != file for other in files):
             raise ValueError(f"{file.parent}: both {' and '.join(TABLES)} are there; only one can "

@@ -34,6 +34,7 @@ from pathlib import Path
 from support.common import Box, read_json
 from support.readers.common import (
     ROW_ERRORS,
+    MissingSplit,
     class_name,
     describe_error,
     error_context,
@@ -45,6 +46,7 @@ from support.readers.common import (
     read_head,
     read_lines,
     read_xml,
+    require_split,
     require_text,
     short_repr,
     skip_bad_row,
@@ -134,7 +136,7 @@ def coco_file(place: Path, split: str) -> Path:
              or [file for file in found if not splits_of[file]])
     if len(files) != 1:
         names = ", ".join(file.relative_to(place).as_posix() for file in found)
-        error = ValueError if files else FileNotFoundError
+        error = ValueError if files else MissingSplit
         raise error(f"{place}: {len(files)} files for split {split!r} among {names}")
     return files[0]
 
@@ -240,7 +242,9 @@ def is_dior_rsvg(place: Path) -> bool:
 def read_dior_rsvg(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """Objects are numbered over all files in the order of their names, never in the directory's.
     """
-    chosen, number = read_object_numbers(find_file(place, f"{split}.txt")), -1
+    numbers = find_file(place, f"{split}.txt")
+    require_split(split, numbers)
+    chosen, number = read_object_numbers(numbers), -1
     for file in voc_files(place):
         with error_context(str(file)):
             root = read_xml(file)
@@ -285,7 +289,7 @@ def read_dota(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     folder = "." if (place / "labelTxt").is_dir() else split
     labels = place / folder / "labelTxt"
     if not labels.is_dir():
-        raise ValueError(f"{labels}: no such folder")
+        raise MissingSplit(f"{labels}: no such folder, so there is no split {split!r}")
     for file in files_of_split([place], split, find_files(labels, "*.txt"), errors):
         with skip_bad_row(str(file), errors):
             objects = list(read_label_file(file))

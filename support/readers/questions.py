@@ -33,6 +33,7 @@ from pathlib import Path, PurePath
 from support.common import read_json
 from support.images.common import PICTURE_SUFFIXES
 from support.readers.common import (
+    MissingSplit,
     answer_text,
     class_name,
     error_context,
@@ -63,6 +64,8 @@ def is_rsvqa(place: Path) -> bool:
 
 def read_rsvqa(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     """What is not active is not part of the set: such rows hold an id and nothing else."""
+    if not rsvqa_files(place, split, "*"):
+        raise MissingSplit(f"{place}: no file {rsvqa_pattern(split, '*')}")
     folders = [name for name in RSVQA_FOLDERS if (place / name).is_dir()] or RSVQA_FOLDERS
     _, images = rsvqa_table(place, split, "images")
     _, answers = rsvqa_table(place, split, "answers")
@@ -95,16 +98,21 @@ def rsvqa_fields(question: dict, images: dict, answers: dict) -> dict:
 
 
 def rsvqa_table(place: Path, split: str, name: str) -> tuple[Path, dict[int, dict]]:
-    """-> the file of images, questions or answers, and its rows by id.
-
-    HR's second test split, Philadelphia, is test_phili in file names; test2 names it too.
-    """
-    pattern = f"*split_{'test_phili' if split == 'test2' else split}_{name}.json"
-    file = next(iter(find_files(place, pattern)), None)
+    """-> the file of images, questions or answers, and its rows by id."""
+    file = next(iter(rsvqa_files(place, split, name)), None)
     if file is None:
-        raise ValueError(f"{place}: no file {pattern}")
+        raise ValueError(f"{place}: no file {rsvqa_pattern(split, name)}")
     with error_context(str(file)):
         return file, {row["id"]: row for row in read_json(file)[name]}
+
+
+def rsvqa_files(place: Path, split: str, name: str) -> list[Path]:
+    return find_files(place, rsvqa_pattern(split, name))
+
+
+def rsvqa_pattern(split: str, name: str) -> str:
+    """HR's second test split, Philadelphia, is test_phili in file names; test2 names it too."""
+    return f"*split_{'test_phili' if split == 'test2' else split}_{name}.json"
 
 
 # ---- RSIVQA --------------------------------------------------------------------------------------
@@ -235,7 +243,7 @@ def read_floodnet(place: Path, split: str, errors: list[str]) -> Iterator[dict]:
     file = next((file for file in floodnet_files(place)
                  if file.name.lower().startswith(prefix.lower())), None)
     if file is None:
-        raise ValueError(f"{place}: no file Questions/{prefix}*Question.json")
+        raise MissingSplit(f"{place}: no file Questions/{prefix}*Question.json")
     folders = [f"{parent}{prefix}{suffix}" for parent in ("Images/", "")
                for suffix in ("_Image", "ing Images", "")] + ["Images", "images"]
     with error_context(str(file)):

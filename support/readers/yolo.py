@@ -21,6 +21,7 @@ from pathlib import Path
 from support.common import Box
 from support.images.read import PictureHeader, read_headers
 from support.readers.common import (
+    MissingSplit,
     PictureRoot,
     error_context,
     find_files,
@@ -81,7 +82,7 @@ def files_of_split(place: Path, split: str) -> list[tuple[Path, str]]:
              if split in splits or not splits for file in label_files(labels)
              if stems is None or file.stem in stems]
     if not found:
-        raise FileNotFoundError(f"{place}: no labels of split {split!r}")
+        raise MissingSplit(f"{place}: no labels of split {split!r}")
     return found
 
 

@@ -33,7 +33,7 @@ from support.images.common import parse_bands
 from support.images.draw import contact_sheet, draw_boxes
 from support.images.read import PictureHeader, read_headers, read_notes
 from support.readers import FORMATS, check_image_folder, read_split
-from support.readers.common import DataError, Sample, SampleTable, box_fault
+from support.readers.common import DataError, MissingSplit, Sample, SampleTable, box_fault
 from support.readers.conversations import describe_skyeye_fields, is_skyeye
 from support.readers.questions import listed_classes
 from support.training.checks import TokenCounter, describe_text_boxes, length_fault
@@ -137,10 +137,8 @@ def read_splits(place: Path, args: CheckConfig) -> Splits:
         try:
             samples, conversations, errors = read_split(place, name, args.format,
                                                         image_folder=args.image_folder)
-        except DataError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                continue                                # no such split
-            raise
+        except MissingSplit:
+            continue
         samples.join(conversations)
         is_new = all(samples.text != other.text for other, _ in splits.values())
         if is_new and (samples or errors):
