@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import expression_oracle
+import built_oracle
 import tiny
 import train
-from data_folders import MAKERS, make_dota, write
+from data_folders import MAKERS, make_dota, real, write
+from examples.miniworld import write_world
 from support.building import build as build_module
 from support.building.build import Sampler, main
 from support.building.clean import (
@@ -129,12 +130,63 @@ def test_what_is_built_passes_the_check_and_has_all_tasks(built, capsys):
     assert tasks == sum(map(Counter, manifest(built)["samples"].values()), Counter())
 
 
-def test_what_is_built_agrees_with_the_annotation(built, places):
-    known = expression_oracle.read_coco(Path(places[0]) / "instances.json")
-    samples = [sample for sample in expression_oracle.built_samples(built) if sample[0] in known]
-    assert len(samples) > 50
-    for name, *sample in samples:
-        assert not expression_oracle.fault_of(*sample, *known[name])
+@pytest.mark.parametrize("layout", ["skyeye", "llava"])
+def test_all_that_is_built_is_true_to_the_annotations(built, places, tmp_path, layout):
+    """Every sample, by a program of its own: captions, boxes, counts, relations, negatives,
+    descriptions, and talks in which no answer was given away."""
+    out = built
+    if layout == "llava":
+        out = tmp_path / "out"
+        assert run(places, out, "--describe", "--conversations", 1, "--layout", "llava") == 0
+    compared, faults = built_oracle.check(out)
+    assert faults == []
+    assert compared.total() == sum(map(Counter.total, map(Counter, manifest(out)["samples"]
+                                                          .values())))
+    assert compared["conversation", "talk" if layout == "skyeye" else "conversation"] > 10
+
+
+def world_objects(world, folder):
+    """The objects of the miniature world's pictures of train, as COCO, the pictures as they are."""
+    rows = json.loads((world / "objects_train.json").read_text())
+    names = sorted({thing["class"] for row in rows for thing in row["objects"]})
+    shutil.copytree(world / "images/train", folder / "images/train")
+    write(folder / "instances.json", {
+        "images": [{"id": i, "file_name": row["image"]} for i, row in enumerate(rows)],
+        "annotations": [{"image_id": i, "category_id": names.index(thing["class"]),
+                         "bbox": [x1, y1, x2 - x1, y2 - y1]} for i, row in enumerate(rows)
+                        for thing in row["objects"] for x1, y1, x2, y2 in [thing["box"]]],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)]})
+    return folder
+
+
+@pytest.mark.parametrize("with_objects", [False, True])
+def test_what_is_built_from_the_miniature_world_is_true(tmp_path, with_objects):
+    """Whose captions count, and whose questions are about colors."""
+    world = write_world(tmp_path / "world", train=60, val=4, test=4, clips=2, size=64, workers=1)
+    places = [str(world)]
+    if with_objects:
+        places.append(str(world_objects(world, tmp_path / "objects")))
+    assert run(places, tmp_path / "out", "--describe", "--conversations", 1, "--turns", 2, 9) == 0
+    compared, faults = built_oracle.check(tmp_path / "out")
+    assert faults == [] and compared["conversation", "talk"] > 50
+
+
+@real(tiny.DATA / "simd_rsvg")
+def test_what_is_built_from_real_boxes_is_true(tmp_path):
+    """200 samples, of each kind."""
+    place = tiny.DATA / "simd_rsvg"
+    objects = json.loads((place / "objects.json").read_text())
+    names = sorted({thing["class"] for things in objects.values() for thing in things})
+    coco = write(tmp_path / "simd.json", {
+        "images": [{"id": name, "file_name": name} for name in objects],
+        "annotations": [{"image_id": name, "category_id": names.index(thing["class"]),
+                         "bbox": [x1, y1, x2 - x1, y2 - y1]} for name, things in objects.items()
+                        for thing in things for x1, y1, x2, y2 in [thing["box"]]],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)]})
+    assert run([str(place), str(coco)], tmp_path / "out", "--describe", "--copy", "--image_folder",
+               place / "JPEGImages", "--conversations", 0.5) == 0
+    compared, faults = built_oracle.check(tmp_path / "out", count=200)
+    assert faults == [] and compared.total() == 200 and len(compared) >= 10
 
 
 def test_what_is_built_is_drawn_and_trained_from(built, tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from support.building.expressions import (
+    COUNTS,
     MOST_BOXES,
     OPPOSITE,
     Layout,
@@ -115,7 +116,7 @@ def describe_group(name: str, group: Sequence[Thing]) -> list[Phrase]:
 
 
 def number_word(count: int) -> str:
-    return "one" if count == 1 else counted(count, "").strip()
+    return COUNTS[count] if count < len(COUNTS) else str(count)
 
 
 def describe_global(layout: Layout, scenes: Sequence[str], captions: Sequence[str],

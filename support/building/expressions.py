@@ -80,6 +80,12 @@ def with_article(words: str) -> str:
     return f"{'an' if vowel else 'a'} {words}"
 
 
+def single_article(question: str) -> str:
+    """Of a [refer] question in a template that brings an article along: "where can I locate the the
+    ship ?" -> "where can I locate the ship ?"."""
+    return re.sub(r"\bthe (?=(?:the|an?) )", "", question, count=1)
+
+
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -255,7 +261,7 @@ class Expression(NamedTuple):
     words: str                      # the largest ship
     thing: Thing
     others: tuple[str, ...] = ()    # further classes that it names
-    sole: bool = False              # that it says that there is one object of the class alone
+    told: tuple[tuple[str, str], ...] = ()      # (class, side of it) where it says what is there
 
 
 ORDINALS = ("second", "third", "fourth")
@@ -270,7 +276,7 @@ def find_expressions(layout: Layout) -> list[Expression]:
     sole = [group[0] for group in groups.values() if len(group) == 1]
     for name, group in groups.items():
         if len(group) == 1:
-            found.append(Expression(f"the {name}", group[0], sole=True))
+            found.append(Expression(f"the {name}", group[0]))
         elif len(group) <= MOST_COMPARED:
             found += extremes(name, group)
             found += in_order(name, group)
@@ -289,12 +295,17 @@ def extremes(name: str, group: Sequence[Thing]) -> Iterator[Expression]:
         edge = axis if sign > 0 else axis + 2
         outermost = all(sign * order[0].box[edge] <= sign * other.box[edge] for other in order)
         if abs(first - second) >= MARGIN and outermost:
-            yield Expression(words.format(name), order[0])
+            yield Expression(words.format(name), order[0], told=along(name, axis))
     order = sorted(group, key=lambda thing: thing.area)
     for word, one, two in (("largest", order[-1], order[-2]), ("smallest", order[0], order[1])):
         small, large = sorted((one.area, two.area))
         if large >= SIZE_RATIO * small:
             yield Expression(f"the {word} {name}", one)
+
+
+def along(name: str, axis: int) -> tuple[tuple[str, str], ...]:
+    """The class with the two sides of an axis."""
+    return tuple((name, side) for side in SIDES if SIDES[side][0] == axis)
 
 
 def in_order(name: str, group: Sequence[Thing]) -> Iterator[Expression]:
@@ -309,7 +320,8 @@ def in_order(name: str, group: Sequence[Thing]) -> Iterator[Expression]:
         for i in range(1, len(order) - 1):
             from_end = len(order) - 1 - i
             side, place = (sides[0], i) if i <= from_end else (sides[1], from_end)
-            yield Expression(f"the {ORDINALS[place - 1]} {name} from the {side}", order[i])
+            yield Expression(f"the {ORDINALS[place - 1]} {name} from the {side}", order[i],
+                             told=along(name, axis))
 
 
 def in_places(name: str, group: Sequence[Thing]) -> Iterator[Expression]:
@@ -326,7 +338,8 @@ def by_neighbor(name: str, group: Sequence[Thing], other: Thing) -> Iterator[Exp
     for side in SIDES:
         there = [thing for thing in group if center_is(side, thing, other)]
         if len(there) == 1 and lies(side, there[0], other):
-            yield Expression(f"the {name} {side} the {other.name}", there[0], (other.name,))
+            yield Expression(f"the {name} {side} the {other.name}", there[0], (other.name,),
+                             ((other.name, side), (other.name, OPPOSITE[side])))
     if nearest := nearest_of(group, other):
         yield Expression(f"the {name} nearest to the {other.name}", nearest, (other.name,))
 

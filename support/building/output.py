@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from data import NO_AUGMENTATION, apply_templates, write_boxes
+from support.building.expressions import single_article
 from support.common import ABSENT, Box
 from support.readers.common import Sample
 from support.readers.conversations import SKYEYE_TASKS
@@ -86,6 +87,8 @@ def turns_of(turns: Iterable[tuple[str, str]], images: int) -> list[dict]:
 def llava_row(sample: Sample, size: tuple[int, int], rng: random.Random) -> dict:
     """A conversation whatever the task is, the question in a template, boxes in hundredths."""
     turns = apply_templates(sample, size, rng=rng)
+    if sample.task == "refer":
+        turns = [(single_article(question), answer) for question, answer in turns]
     written = Sample(sample.images, tuple(turns), "conversation", sample.source, (), (),
                      sample.kind or sample.task)
     return conversation_row(written)

@@ -5,13 +5,14 @@ its own answer away. A turn is asked only as long as none of these sets is known
 in an earlier turn. Facts are tuples:
 
     ("there", "ship")       whether there is a ship
-    ("count", "ship")       how many
+    ("count", "ship")       how many, or something from which it may follow
     ("scene",)              the class of the scene
     ("caption",)            what a caption says
 
 Boxes are facts as well: a box is known if one that was named overlaps it by half. For what data
 sets bring along, where it is not known what an answer tells, words stand for facts: what stands in
-an earlier turn is not asked for, and no yes or no about words that all stand there.
+an earlier turn is not asked for, no yes or no about words that all stand there, and nothing about
+the words of which an earlier turn said no (a ship, then a white ship).
 
 Some turns come in chains that build on each other: is there a ship, how many, where is the largest
 one, how many are left of it.
@@ -38,6 +39,7 @@ from support.building.expressions import (
     nearest_of,
     overlap,
     plural,
+    single_article,
     with_article,
     words_of,
 )
@@ -58,6 +60,7 @@ class Turn:
     boxes: tuple[Box, ...] = ()
     tells: frozenset[Fact] = frozenset()
     told_by: tuple[frozenset[Fact], ...] = ()       # any of these gives the answer away
+    told_by_boxes: tuple[Box, ...] = ()             # all of these together do
     by_words: bool = False                          # that words stand for facts
     follows: bool = False                           # "it" is what the turn before was about
     kind: str = ""
@@ -74,6 +77,7 @@ class Known:
     facts: set[Fact] = field(default_factory=set)
     boxes: list[Box] = field(default_factory=list)
     words: set[str] = field(default_factory=set)
+    denied: list[frozenset[str]] = field(default_factory=list)      # words of what is not there
 
     def has_box(self, box: Box) -> bool:
         return any(overlap(box, known) >= KNOWN_OVERLAP for known in self.boxes)
@@ -81,13 +85,14 @@ class Known:
     def gives_away(self, turn: Turn) -> bool:
         if any(needed <= self.facts for needed in turn.told_by):
             return True
-        if turn.boxes and all(map(self.has_box, turn.boxes)):
+        if any(boxes and all(map(self.has_box, boxes))
+               for boxes in (turn.boxes, turn.told_by_boxes)):
             return True
         return turn.by_words and self.has_words(turn)
 
     def has_words(self, turn: Turn) -> bool:
-        answer = content_words(turn.answer)
-        return (answer or content_words(turn.question)) <= self.words
+        answer, question = content_words(turn.answer), content_words(turn.question)
+        return (answer or question) <= self.words or any(no <= question for no in self.denied)
 
     def add(self, turn: Turn) -> None:
         self.facts |= turn.tells
@@ -96,6 +101,8 @@ class Known:
         if turn.task != "scene":                        # its question lists all classes
             words |= words_of(strip_boxes(turn.question))
         self.words |= words
+        if turn.answer.lower() in ("no", "0", ABSENT) and (no := content_words(turn.question)):
+            self.denied.append(no)
         if turn.by_words:
             for name in self.names:
                 if is_mentioned(name, words):
@@ -104,7 +111,8 @@ class Known:
 
 EMPTY_WORDS = words_of("a an the of in on at to is are there any this that it image picture yes no "
                        "none what where which how many number do does and or with can be see you "
-                       "one two three four five six seven eight nine ten present theme class")
+                       "one two three four five six seven eight nine ten present theme class "
+                       "more fewer less than")
 
 
 def strip_boxes(text: str) -> str:
@@ -170,15 +178,15 @@ def comparison_turn(groups: dict[str, list[Thing]], rng: random.Random) -> Turn 
     if question is None:
         return None
     first, second = question.names
-    tells = facts(first, "there") | facts(second, "there")
-    return Turn("vqa", question.text, question.answer, (), frozenset(tells),
-                (frozenset(facts(first, "count") | facts(second, "count")),), kind="comp")
+    counts = tuple(frozenset(facts(name, "count")) for name in question.names)
+    tells = facts(first, "there", "count") | facts(second, "there", "count")
+    return Turn("vqa", question.text, question.answer, (), frozenset(tells), counts, kind="comp")
 
 
-def follow_up(thing: Thing, groups: dict[str, list[Thing]], rng: random.Random) -> Turn | None:
-    """A question about "it", the object of the turn before: what of a class is on a side of it, or
-    nearest to it."""
-    found = []
+def follow_up(it: Expression, groups: dict[str, list[Thing]], rng: random.Random) -> Turn | None:
+    """A question about "it", the object that the turn before asked for: what of a class is on a
+    side of it, unless the expression says so, or nearest to it."""
+    thing, found = it.thing, []
     for name, group in groups.items():
         others = [other for other in group if other != thing]
         if not others:
@@ -189,12 +197,14 @@ def follow_up(thing: Thing, groups: dict[str, list[Thing]], rng: random.Random) 
                               frozenset(facts(name, "there")), follows=True))
         for side in SIDES:
             there = [other for other in others if center_is(side, other, thing)]
-            if all(lies(side, other, thing) for other in there):
-                found.append(side_turn(name, side, len(there), rng))
+            if (name, side) not in it.told and all(lies(side, other, thing) for other in there):
+                found.append(side_turn(name, side, len(there), others, rng))
     return rng.choice(found) if found else None
 
 
-def side_turn(name: str, side: str, count: int, rng: random.Random) -> Turn:
+def side_turn(name: str, side: str, count: int, others: Sequence[Thing], rng: random.Random
+              ) -> Turn:
+    """others: all objects of the class that the answer is about."""
     if rng.random() < 0.5:
         text = f"how many {plural(name)} are {side} it ?"
         answer = str(count)
@@ -202,7 +212,7 @@ def side_turn(name: str, side: str, count: int, rng: random.Random) -> Turn:
         text = f"is there {with_article(name)} {side} it ?"
         answer = "yes" if count else "no"
     return Turn("vqa", text, answer, (), frozenset(facts(name, "there")), follows=True,
-                kind="relation")
+                told_by_boxes=tuple(other.box for other in others), kind="relation")
 
 
 def object_chains(layout: Layout, absent: Sequence[str], labels: dict[str, int],
@@ -217,7 +227,7 @@ def object_chains(layout: Layout, absent: Sequence[str], labels: dict[str, int],
         if of_class:
             chosen = rng.choice(of_class)
             chain.append(refer_turn(chosen, group))
-            if follow := follow_up(chosen.thing, groups, rng):
+            if follow := follow_up(chosen, groups, rng):
                 chain.append(follow)
         chains.append(chain)
         if len(group) <= MOST_BOXES:
@@ -272,9 +282,7 @@ def conversation_row(chosen: Iterable[Turn], rng: random.Random) -> dict:
             question, answer = clean_text(question), clean_text(answer)
         if turn.task == "identify":
             answer = clean_text(answer)
-        template = rng.choice(TEMPLATES[turn.task])
-        if question.startswith("the "):                 # "where can I locate the the ship ?"
-            template = template.replace("the {}", "{}")
-        turns.append((template.replace("{}", question), answer))
+        question = rng.choice(TEMPLATES[turn.task]).replace("{}", question)
+        turns.append((single_article(question) if turn.task == "refer" else question, answer))
         boxes += turn.boxes
     return {"task": "conversation", "turns": tuple(turns), "boxes": tuple(boxes), "kind": ""}
