@@ -102,7 +102,7 @@ def true_answer(question, things, size):
     return None
 
 
-def fault_of(task, question, answer, boxes, things, size, near=0.5):
+def fault_of(task, question, answer, boxes, things, size, near=1e-6):
     """What is wrong with a single sample; "" if it is true. boxes: of its answer or question."""
     if task == "vqa":
         true = true_answer(question, things, size)
@@ -122,13 +122,12 @@ def fault_of(task, question, answer, boxes, things, size, near=0.5):
     return "" if right else f"it names {found}"
 
 
-def same(some, others, near=0.5):
+def same(some, others, near=1e-6):
     """Whether these are the same boxes, up to so much a side."""
     left = list(others)
     for one in some:
-        fits = [other for other in left if max(abs(a - b) for a, b in
-                                               zip(one, other, strict=True)) <= near]
-        if not fits:
+        far = [max(abs(a - b) for a, b in zip(one, other, strict=True)) for other in left]
+        if not far or min(far) > near:
             return False
-        left.remove(fits[0])
+        left.pop(far.index(min(far)))
     return not left

@@ -9,10 +9,10 @@ in an earlier turn. Facts are tuples:
     ("scene",)              the class of the scene
     ("caption",)            what a caption says
 
-Boxes are facts as well: a box is known if one that was named overlaps it by half. For what data
+Boxes are facts as well: a box is known if one that was named overlaps it by half. Nothing is asked
+about the words of which an earlier turn said no (a truck, then a pushback truck). For what data
 sets bring along, where it is not known what an answer tells, words stand for facts: what stands in
-an earlier turn is not asked for, no yes or no about words that all stand there, and nothing about
-the words of which an earlier turn said no (a ship, then a white ship).
+an earlier turn is not asked for, and no yes or no about words that all stand there.
 
 Some turns come in chains that build on each other: is there a ship, how many, where is the largest
 one, how many are left of it.
@@ -88,11 +88,13 @@ class Known:
         if any(boxes and all(map(self.has_box, boxes))
                for boxes in (turn.boxes, turn.told_by_boxes)):
             return True
+        if any(no <= content_words(turn.question) for no in self.denied):
+            return True
         return turn.by_words and self.has_words(turn)
 
     def has_words(self, turn: Turn) -> bool:
-        answer, question = content_words(turn.answer), content_words(turn.question)
-        return (answer or question) <= self.words or any(no <= question for no in self.denied)
+        answer = content_words(turn.answer)
+        return (answer or content_words(turn.question)) <= self.words
 
     def add(self, turn: Turn) -> None:
         self.facts |= turn.tells
