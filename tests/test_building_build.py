@@ -17,8 +17,8 @@ import tiny
 import train
 from data_folders import MAKERS, make_dota, real, write
 from examples.miniworld import write_world
-from support.building import build as build_module
-from support.building.build import Sampler, main
+from support.building import writing
+from support.building.build import main
 from support.building.clean import (
     HELD_OUT_BITS,
     MERGED_BITS,
@@ -27,6 +27,7 @@ from support.building.clean import (
     find_copies,
     picture_print,
 )
+from support.building.writing import Sampler
 from support.readers import read_data, read_split
 from support.tools import check_data
 from train import TrainConfig
@@ -404,7 +405,7 @@ def test_a_data_set_without_val_and_test_is_built_from(name, tmp_path):
 def test_a_failed_build_leaves_nothing(places, tmp_path, capsys, monkeypatch):
     def link(*_):
         raise OSError(18, "Invalid cross-device link")
-    monkeypatch.setattr(build_module.os, "link", link)
+    monkeypatch.setattr(writing.os, "link", link)
     assert "--copy" in refusal(capsys, "--build", tmp_path / "out", "--data", places[0],
                                "--workers", 1)
     assert os.listdir(tmp_path) == []

@@ -10,9 +10,7 @@
     write       rows, linked pictures, manifest.json, report.md; the folder appears when complete
 """
 import hashlib
-import json
 import os
-import random
 import re
 import shutil
 import sys
@@ -24,24 +22,18 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from support.building.clean import PictureFacts, examine
 from support.building.completions import parse_address, read_key
 from support.building.expressions import singular
-from support.building.output import (
-    LAYOUTS,
-    RowWriter,
-    make_folders,
-    report_text,
-    write_manifest,
-)
-from support.building.samples import CLOSED, Built, DataSet, Plan, Rejections, build_groups
+from support.building.output import LAYOUTS, report_text, write_manifest
+from support.building.samples import DataSet, Plan, Rejections, build_groups
 from support.building.store import EXAMPLES, Store, chunks
 from support.building.writer import WriterSettings
+from support.building.writing import Stratum, choose, spool_row, write_all
 from support.building.written import write_about
 from support.common import UserError, commit, in_range, option, parse_config
 from support.images.common import parse_bands
@@ -193,8 +185,9 @@ def build_in(folder: Path, store: Store, args: BuildConfig) -> None:
         with spool.open("a", encoding="utf-8") as file:
             for row in write_about(store, plan, settings, kept, rejections):
                 spool_row(file, row, found)
-    chosen = choose(found, args)
-    counts, labels = write_all(folder, spool, found, chosen, plan, args)
+    chosen = choose(found, args.balance)
+    counts, labels = write_all(folder, spool, found, chosen, plan, args.limit, args.copy,
+                               args.dry_run)
     spool.unlink()
     count_choices(rejections, found, chosen, counts)
     if not sum(map(Counter.total, counts.values())):
@@ -361,9 +354,6 @@ def examine_all(store: Store, args: BuildConfig, workers: Workers) -> None:
 
 # ---- samples -------------------------------------------------------------------------------------
 
-Stratum = tuple[int, str, str]          # data set, task, kind
-
-
 def build_all(store: Store, plan: Plan, spool: Path, workers: Workers, rejections: Rejections
               ) -> dict[Stratum, Counter]:
     """Write a line for each row to `spool` -> how often each label is in each stratum."""
@@ -380,99 +370,6 @@ def build_all(store: Store, plan: Plan, spool: Path, workers: Workers, rejection
             rejections.counts.update(result.rejected)
             bar.update(len(result.rows))
     return found
-
-
-def spool_row(file: TextIO, row: Built, found: dict[Stratum, Counter]) -> None:
-    """Write the line of one row and count its label."""
-    label = " ".join(row.label.split())
-    found.setdefault((row.data_set, row.task, row.kind), Counter())[label] += 1
-    head = json.dumps([row.file, row.data_set, row.task, row.kind, label, row.links])
-    file.write(f"{head}\t{row.text}\n")
-
-
-def choose(found: dict[Stratum, Counter], args: BuildConfig) -> dict[Stratum, Counter]:
-    """How many rows of each label are written, with --balance; --limit comes later."""
-    if not args.balance:
-        return {stratum: Counter(counts) for stratum, counts in found.items()}
-    return {stratum: Counter({label: min(count, most_of(label, counts))
-                              for label, count in counts.items()})
-            for stratum, counts in found.items()}
-
-
-def most_of(label: str, counts: Counter) -> int:
-    """As many yes as no, no class over twice the median; rows without a label stay."""
-    if not label:
-        return counts[label]
-    if label in CLOSED:
-        return min(counts[answer] for answer in CLOSED) or counts[label]
-    return max(1, int(2 * median(counts[other] for other in counts
-                                 if other and other not in CLOSED)))
-
-
-class Sampler:
-    """Draws exactly `wanted` of `total` items, one after another, each with the same chance."""
-
-    def __init__(self, total: int, wanted: int, seed: str):
-        self.total, self.wanted, self.rng = total, wanted, random.Random(seed)
-
-    def take(self) -> bool:
-        taken = self.rng.random() * self.total < self.wanted
-        self.total -= 1
-        self.wanted -= taken
-        return taken
-
-
-def write_all(folder: Path, spool: Path, found: dict[Stratum, Counter],
-              chosen: dict[Stratum, Counter], plan: Plan, args: BuildConfig
-              ) -> tuple[dict[str, Counter], dict[tuple[str, str, str], Counter]]:
-    """-> how many rows are written by data set and task, and by stratum and label."""
-    samplers = {(stratum, label): Sampler(count, chosen[stratum][label],
-                                          f"{args.seed} {stratum} {label}")
-                for stratum, counts in found.items() for label, count in counts.items()}
-    total = sum(map(Counter.total, chosen.values()))
-    limit = Sampler(total, min(args.limit or total, total), f"{args.seed} limit")
-    counts: dict[str, Counter] = {own.name: Counter() for own in plan.sets}
-    labels: dict[tuple[str, str, str], Counter] = {}
-    if not args.dry_run:
-        make_folders(folder, args.layout)
-    writer = RowWriter(folder)
-    with spool.open(encoding="utf-8") as file:
-        for line in tqdm(file, total=sum(map(Counter.total, found.values())), desc="writing",
-                         unit="sample", disable=None):
-            head, text = line.rstrip("\n").split("\t", 1)
-            name, data_set, task, kind, label, links = json.loads(head)
-            stratum = data_set, task, kind
-            if not (samplers[stratum, label].take() and limit.take()):
-                continue
-            own = plan.sets[data_set]
-            counts[own.name][task] += 1
-            if label:
-                labels.setdefault((own.name, task, kind), Counter())[label] += 1
-            if not args.dry_run:
-                writer.add(name, text)
-                for path, link in links:
-                    put_picture(path, folder / "images" / link, args.copy)
-    writer.close()
-    return counts, labels
-
-
-def put_picture(path: str, target: Path, copy: bool) -> None:
-    """A hard link, or a copy; of a clip's folder, of each of its files. UserError: no link can be
-    made, as on another disk."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.isdir(path):
-        for name in sorted(os.listdir(path)):
-            put_picture(os.path.join(path, name), target / name, copy)
-    elif copy:
-        shutil.copyfile(path, target)
-    else:
-        try:
-            os.link(os.path.realpath(path), target)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be linked from --build ({error.strerror}); --copy "
-                            "copies the pictures") from None
 
 
 # ---- the manifest --------------------------------------------------------------------------------

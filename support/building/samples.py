@@ -114,12 +114,12 @@ def build_group(group: Group, plan: Plan, rejections: Rejections) -> Iterator[Bu
         if is_taken(plan, data_set, name):
             made += [(data_set, row) for row in object_rows(layout, labels, words, rng)]
     if group.picture.paths:
-        fullest = max(layouts, key=lambda number: len(layouts[number].things), default=-1)
-        layout = layouts.get(fullest, Layout(()))
-        labels = plan.sets[fullest].labels if layouts else {}
+        layout, labels = fullest_layout(layouts, plan)
         owner = group.picture.data_set
         if plan.describe:
-            made += [(owner, row) for row in describe(group, layout, rng)]
+            texts = texts_of(group)
+            made += [(owner, row) for row in
+                     description_rows(layout, texts["scene"], texts["caption"], rng)]
         if rng.random() < plan.conversations:
             absent = absent_names(layout, labels, words)
             chains = object_chains(layout, absent, labels, rng)
@@ -169,6 +169,14 @@ def find_layouts(group: Group, plan: Plan, rejections: Rejections) -> dict[int, 
                            repeated[0].fields["source"], len(repeated))
         layouts[data_set] = make_layout([row for row in rows if row.picture == first], rejections)
     return layouts
+
+
+def fullest_layout(layouts: dict[int, Layout], plan: Plan) -> tuple[Layout, dict[str, int]]:
+    """The one with the most objects, and the classes of its data set; empty where there is none."""
+    if not layouts:
+        return Layout(()), {}
+    fullest = max(layouts, key=lambda number: len(layouts[number].things))
+    return layouts[fullest], plan.sets[fullest].labels
 
 
 def make_layout(rows: list[StoredRow], rejections: Rejections) -> Layout:
@@ -225,12 +233,13 @@ def as_identify(row: dict) -> dict:
     return row | {"task": "identify", "turns": (("<bbox>", expression),)}
 
 
-def describe(group: Group, layout: Layout, rng: random.Random) -> list[dict]:
+def texts_of(group: Group) -> dict[str, list[str]]:
+    """Task -> the answers of its rows; "scene" has those to the question for the theme too."""
     answers = defaultdict(list)
     for row in group.rows:
         key = "scene" if row.fields["kind"] in ("scene", "theme") else row.fields["task"]
         answers[key].append(row.fields["turns"][0][1])
-    return description_rows(layout, answers["scene"], answers["caption"], rng)
+    return answers
 
 
 # ---- rows to write -------------------------------------------------------------------------------

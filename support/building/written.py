@@ -1,21 +1,23 @@
 """Of `data.py --build --writer`: the facts of each picture that a model writes about, and its rows.
 """
 import random
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
-from support.building.expressions import Layout, absent_names
+from support.building.expressions import absent_names
 from support.building.passages import Facts
 from support.building.samples import (
     Built,
     Plan,
     Rejections,
     find_layouts,
+    fullest_layout,
     known_words,
+    texts_of,
     write_rows,
 )
 from support.building.store import Group, Store
@@ -27,21 +29,15 @@ def facts_of(group: Group, plan: Plan) -> Facts | None:
     nothing is known that a text could be checked against."""
     if len(group.picture.paths) != 1:
         return None
-    layouts = find_layouts(group, plan, Rejections())
-    fullest = max(layouts, key=lambda number: len(layouts[number].things), default=-1)
-    layout = layouts.get(fullest, Layout(()))
-    labels = plan.sets[fullest].labels if layouts else {}
-    answers: dict[str, dict[str, None]] = defaultdict(dict)
-    for row in group.rows:
-        key = "scene" if row.fields["kind"] in ("scene", "theme") else row.fields["task"]
-        answers[key][row.fields["turns"][0][1]] = None
+    layout, labels = fullest_layout(find_layouts(group, plan, Rejections()), plan)
+    texts = texts_of(group)
     objects = tuple((thing.name, thing.box) for thing in layout.things
                     if thing.name not in layout.unclear)
-    if not (objects or answers["caption"]):
+    if not (objects or texts["caption"]):
         return None
     absent = absent_names(layout, labels, known_words(group))
-    return Facts(group.picture.paths[0], (1, 1), objects, next(iter(answers["scene"]), ""),
-                 tuple(answers["caption"]), tuple(absent))
+    return Facts(group.picture.paths[0], (1, 1), objects, next(iter(texts["scene"]), ""),
+                 tuple(dict.fromkeys(texts["caption"])), tuple(absent))
 
 
 def write_about(store: Store, plan: Plan, settings: WriterSettings, kept: Path,
