@@ -34,7 +34,8 @@ from talk_oracle import Talk, Turn, count_question, forms, side_question  # noqa
 
 COMPLETE = ("coco", "voc", "dota", "yolo", "metadata")      # layouts with all objects of a class
 OBJECT_TASKS = ("refer", "detection", "identify")
-NEAR = 3                        # gray levels, mean difference of copies at 32 x 32
+NEAR, OF_CONTRAST = 3, 0.5      # mean difference of copies at 32 x 32: gray levels, and part of
+                                # their standard deviation, as meadows hardly differ
 DESCRIPTIONS = ("local description", "global description")
 
 
@@ -138,9 +139,10 @@ class Prints:
         self.means = self.levels.mean(1)
 
     def near(self, print_):
-        """-> the numbers of the pictures that differ by NEAR or less."""
-        similar = np.flatnonzero(np.abs(self.means - print_.mean()) <= NEAR)
-        return similar[np.abs(self.levels[similar] - print_).mean(1) <= NEAR].tolist()
+        """-> the numbers of the pictures that are copies of the one with these levels."""
+        most = min(NEAR, OF_CONTRAST * print_.std())
+        similar = np.flatnonzero(np.abs(self.means - print_.mean()) <= most)
+        return similar[np.abs(self.levels[similar] - print_).mean(1) <= most].tolist()
 
 
 def rows_of(place, split, folder):
@@ -434,11 +436,10 @@ def is_so(box, match, things):
         return False
     if not match[4]:
         return True
-    others = [(expression_oracle.distance(box, other), name, other) for name, boxes in
-              things.items() for other in boxes if other != box]
-    nearest = [(name, other) for far, name, other in others if far == min(others)[0]]
-    return any(name == match[6] and (match[5] == "another") == (name == match[2])
-               and expression_oracle.SIDES[match[4]](box, other) for name, other in nearest)
+    others = [other for other in boxes_of(match[6], things) if other != box]
+    another = match[5] == "another"
+    return another == (match[6] == match[2]) and any(
+        expression_oracle.SIDES[match[4]](box, other) for other in others)
 
 
 # ---- the command ---------------------------------------------------------------------------------
