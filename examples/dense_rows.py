@@ -8,7 +8,7 @@ set about the same training pictures, in the layout of SkyEye-968k, with hard li
 
     refer       each thing that its class and color tell from all others, "the red car"
     identify    what is in its box, of things that have colors
-    detection   all things of a class and color
+    detection   all things of a class, and all of a class and color
     vqa         how many there are, and whether there is one of a color
 
 WORLD is a folder with objects_train.json, [{"image", "objects": [{"class", "color", "box"}]}].
@@ -52,10 +52,12 @@ def identify_rows(objects: Sequence[Row], rng: random.Random) -> Iterator[Row]:
 
 def detection_rows(objects: Sequence[Row]) -> Iterator[Row]:
     """Boxes from left to right, as the miniature world writes them."""
-    for (name, color), things in named(objects).items():
-        if color:
-            boxes = sorted((one["box"] for one in things), key=lambda box: box[0])
-            yield {"phrase": noun(name, color, len(things) > 1), "bboxes": boxes}
+    groups = {name: things for name, things in named(objects).items() if name[1]}
+    for one in objects:
+        groups.setdefault((one["class"], None), []).append(one)
+    for (name, color), things in groups.items():
+        boxes = sorted((one["box"] for one in things), key=lambda box: box[0])
+        yield {"phrase": noun(name, color, len(things) > 1), "bboxes": boxes}
 
 
 def vqa_rows(objects: Sequence[Row], rng: random.Random) -> Iterator[Row]:

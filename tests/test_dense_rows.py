@@ -18,10 +18,12 @@ def test_only_what_one_thing_is_called_is_referred_to():
     assert found == {"the red car": [40, 10, 50, 20], "the bridge": [0, 30, 60, 40]}
 
 
-def test_a_color_is_detected_with_all_its_things_from_left_to_right():
+def test_a_class_and_a_color_are_detected_with_all_their_things_from_left_to_right():
     found = {row["phrase"]: row["bboxes"] for row in rows.detection_rows(CARS)}
-    assert found == {"red car": [[40, 10, 50, 20]],
-                     "blue cars": [[2, 10, 12, 20], [30, 10, 39, 20]]}
+    assert found == {"red car": [[40, 10, 50, 20]], "bridge": [[0, 30, 60, 40]],
+                     "blue cars": [[2, 10, 12, 20], [30, 10, 39, 20]],
+                     "cars": [[2, 10, 12, 20], [20, 10, 29, 20], [30, 10, 39, 20],
+                              [40, 10, 50, 20]]}
 
 
 def test_every_count_and_color_that_is_answered_holds():
