@@ -5,6 +5,7 @@
     python chat.py examples/harbor.png --prompt "[refer] where is the largest ship ?" --save out.png
     python chat.py examples/harbor.png --json < questions.txt > answers.jsonl
     python chat.py --each 'examples/*.png' --prompt "how many ships are there?"
+    python chat.py scene.tif --tiles 512 --prompt "[detection] ships" --geojson ships.geojson
 
 A question may begin with a task: [caption] [vqa] [refer] [detection] [identify] [grounding]. A
 region in it is {<12><30><55><70>}, hundredths of the sides, or 120 80 300 260 px. Boxes in an
@@ -25,6 +26,7 @@ from support.common import Box, UserError, find_device, in_range, option, parse_
 from support.images.common import parse_bands
 from support.inference.cuda_graphs import accelerate_decoding
 from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
+from support.scenes import ask as scenes
 from support.terminal.answers import readable_pieces
 from support.terminal.display import (
     check_target,
@@ -66,7 +68,8 @@ class ChatConfig:
     prompt: tuple[str, ...] = option((), "ask this, print the answer and exit; repeat the flag for "
         "several questions", action="append", metavar="TEXT")
     each: bool = option(False, "ask about each picture alone, those of a FOLDER too, in batches")
-    batch_size: int = option(16, "with --each, answers generated at a time", type=in_range(int, 1))
+    batch_size: int = option(16, "with --each and --tiles, answers generated at a time",
+                             type=in_range(int, 1))
     conversation: bool | None = option(None, "let a question follow on those before it", type=bool,
                                        default_text="on in a terminal")
     auto_task: bool = option(True, "put the fitting task in front of a plain request: 'where is "
@@ -74,6 +77,22 @@ class ChatConfig:
     bands: tuple[int, ...] = option((), "bands to show as red, green and blue, counted from 1, of "
         "pictures that have more than three", type=parse_bands, nargs=None, metavar="R,G,B")
     frames: int = option(8, "number of frames to show of a clip", type=in_range(int, 1))
+    # --- whole scenes ---
+    tiles: int = option(0, "ask about a large picture in tiles of so many pixels a side",
+                        type=in_range(int, 16), default_text="")
+    overlap: int | None = option(None, "pixels that neighboring tiles have in common",
+                                 type=in_range(int, 0),
+                                 default_text="an eighth of a tile where boxes are asked for")
+    scale: tuple[float, ...] = option((1.0,), "look at the scene at these scales; 0.5: tiles that "
+        "cover twice as much a side, for large things", type=in_range(float, 0.01, 4))
+    rank: tuple[str, ...] = option((), "with --tiles, choose the answer among these, each with its "
+                                   "probability", metavar="ANSWER")
+    geojson: Path | None = option(None, "with --tiles, write boxes or tiles as a map layer; .gpkg "
+                                  "and .shp need fiona", type=Path, metavar="FILE")
+    csv: Path | None = option(None, "with --tiles, write them as a table", type=Path,
+                              metavar="FILE")
+    fresh: bool = option(False, "with --tiles, delete the answers of an earlier run of the file "
+                         "and begin again")
     # --- model ---
     model: str = option("weights/nano", "model folder", metavar="FOLDER")
     device: str = option("auto", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one")
@@ -296,14 +315,18 @@ def main(argv: list[str] | None = None) -> int:
     prepare_streams()
     for question in config.prompt:
         task_of(question.strip())               # report an unknown task before reading the model
+    interactive = not config.prompt and is_interactive()
+    in_tiles = config.tiles and not interactive
     if config.each:
         check_flags(config)
+    elif in_tiles:
+        scenes.start(config)
     elif config.save:
         check_target(config.save, config.images, config.overwrite)
     device = find_device(config.device)
     model = SkyEyeGPT.from_pretrained(config.model, device, DTYPES[config.dtype], config.bits)
     if not config.compile:                      # the compiler arranges weights in its own way
-        model = pack_if_possible(model, config.batch_size if config.each else 1)
+        model = pack_if_possible(model, config.batch_size if config.each or in_tiles else 1)
     tokenizer = Tokenizer(Path(config.model) / "tokenizer.model", model.config.llama.vocab_size)
 
     sampling = {"max_new_tokens": config.max_new_tokens, "stop": tokenizer.eos,
@@ -312,10 +335,11 @@ def main(argv: list[str] | None = None) -> int:
                 "generator": torch.Generator(device).manual_seed(config.seed)}
     if config.each:
         return ask_each(model, tokenizer, config, sampling)
+    if in_tiles:
+        return scenes.ask_scene(model, tokenizer, config, sampling)
     accelerate_decoding(model.llama_model, config.compile)
 
     # 2 the conversation; /image opens others
-    interactive = not config.prompt and is_interactive()
     if interactive:
         eprint(f"model {config.model}; /help lists the commands")
     alone = not (interactive if config.conversation is None else config.conversation)
@@ -324,7 +348,8 @@ def main(argv: list[str] | None = None) -> int:
                      config.frames, config.free, alone=alone),
         interactive,
         preview=supports_color() if config.preview is None else config.preview,
-        auto_task=config.auto_task, overwrite=config.overwrite, as_json=config.json)
+        auto_task=config.auto_task, overwrite=config.overwrite, as_json=config.json,
+        tiles=config.tiles)
 
     # 3 the loop: read a line, obey a command or ask a question, print the answer and its boxes
     exit_code = 0
@@ -335,7 +360,9 @@ def main(argv: list[str] | None = None) -> int:
                 question = run_command(session, line)       # /again: the question to repeat
             else:
                 question = session.to_question(line)
-            if question is not None:
+            if question is not None and session.tiles:
+                scenes.ask_in_session(session, question, config)
+            elif question is not None:
                 print_answer(session, question)
         except EOFError:                                    # /quit
             break

@@ -7,6 +7,7 @@ model from scratch, without any download.
     python examples/miniworld.py ROOT                  # 8000 + 300 + 600 pictures and some clips
     python examples/miniworld.py ROOT --train 200 --val 20 --test 20 --clips 10
     python examples/miniworld.py --examples DIR        # large example pictures with their truth
+    python examples/miniworld.py --scene 4096 ROOT     # one large scene, a GeoTIFF, with its truth
 
 How it works: a scene function lays out a `Sketch` (ground, trees and boxed things) in a unit
 square; `render` draws the sketch; `describe` turns its truth into captions, questions, boxes and
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, TiffImagePlugin, TiffTags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -271,6 +272,8 @@ class Sketch:
         self.spin = cmath.rect(1, math.radians(rng.choice((0, 90, 180, 270)) + rng.gauss(0, 7)))
         self.flip = rng.random() < .5
         self.pan = cmath.rect(.01, rng.uniform(0, math.tau)) if clip else 0j
+        self.width = self.height = 1.  # what things may lie in
+        self.most = 8  # things of one name
         self.ground: list[Shape] = []
         self.trees: list[Shape] = []
         self.things: list[Thing] = []
@@ -335,10 +338,11 @@ class Sketch:
         turn = cmath.rect(length, math.radians(degrees))
         shapes = self.moved(PARTS[name](rng, tint), point, turn)
         box = bounds(shapes)
-        if min(box) < gap or max(box) > 1 - gap or max(box[2] - box[0], box[3] - box[1]) < .115:
+        if (min(box) < gap or box[2] > self.width - gap or box[3] > self.height - gap
+                or max(box[2] - box[0], box[3] - box[1]) < .115):
             return False
         same = sum(thing.name == name for thing in self.things)
-        if same == 8 or not all(apart(box, thing.box, gap) for thing in self.things):
+        if same == self.most or not all(apart(box, thing.box, gap) for thing in self.things):
             return False
         ahead = (self.at(point + turn) - self.at(point)) / length
         wake = self.moved(WAKE, point, turn) if moves and name == "ship" else ()
@@ -1077,10 +1081,271 @@ def write_examples(folder: str | Path, size: int = 512) -> None:
         (folder / f"{name}.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="ascii")
 
 
+# ---- a whole scene -------------------------------------------------------------------------------
+
+UNIT = 256                      # pixels of a scene for the side of a picture of the data set
+METERS = .25                    # a pixel
+BLOCK = 512                     # pixels a side that are drawn at a time
+SCENE_CORNER = {"north": (500_000., 5_400_000., 32_633), "south": (430_000., 7_610_000., 32_723)}
+
+
+class Landscape(Sketch):
+    """A large scene, drawn as one piece; lengths are in units of UNIT pixels. Belts of land and
+    water lie one below the other, and each is as wide as the scene."""
+
+    def __init__(self, rng: random.Random, width: float, height: float) -> None:
+        super().__init__(rng, "landscape")
+        self.width, self.height, self.most = width, height, 10**9
+        top = 0.
+        while top < height:
+            for belt, tall in rng.choice(BELTS):
+                belt(self, top, top + tall)
+                top += tall
+
+    def at(self, point: complex) -> complex:
+        return point
+
+    def strip(self, top: float, bottom: float, color: RGB) -> None:
+        self.fill(bar(-1, top, self.width + 1, bottom, color))
+
+    def along(self, y: float, width: float, **more: Any) -> None:
+        self.road(0, y, width, start=-1, end=self.width + 1, **more)
+
+    def scatter(self, name: str, density: float, top: float, bottom: float, where: str,
+                turns: Sequence[float] = (), **more: Any) -> None:
+        """density: things on a square unit."""
+        count = round(density * self.width * max(bottom - top, .3))
+        self.some(name, count, (0, top, self.width, bottom), where, turns, **more)
+
+    def greens(self, count: float, top: float, bottom: float, sizes: tuple[float, float]) -> None:
+        """Trees, `count` on a square unit."""
+        for _ in range(round(count * self.width * (bottom - top))):
+            radius = self.rng.uniform(*sizes)
+            self.tree(complex(self.rng.uniform(0, self.width),
+                              self.rng.uniform(top + radius, bottom - radius)), radius)
+
+
+def sea(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, WATER)
+    for _ in range(round(20 * s.width * (bottom - top))):
+        x, y = s.rng.uniform(0, s.width), s.rng.uniform(top + .05, bottom - .05)
+        length, tint = s.rng.uniform(.02, .08), shade(WATER, s.rng.choice((.93, 1.1)))
+        s.fill(Shape((complex(x, y), complex(x + length / 2, y + .006), complex(x + length, y),
+                      complex(x + length / 2, y + .002)), tint))
+    s.scatter("ship", 2, top + .25, bottom - .25, "on the water", moves=True)
+
+
+def quay(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, CONCRETE)
+    s.strip(top, top + .012, (112, 108, 102))
+    s.along(bottom - .12, .1)
+    s.scatter("car", 1, bottom - .13, bottom - .11, "on the road", (0, 180), solid=False)
+    s.scatter("storage tank", 1.5, top + .12, bottom - .28, "on the shore")
+
+
+def streets(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, GRASS)
+    middle, x = (top + bottom) / 2, s.rng.uniform(.3, 2)
+    while x < s.width:
+        s.road(x, top, .1, down=True, start=top, end=bottom)
+        x += s.rng.uniform(1.8, 3.2)
+    s.along(middle, .11)
+    for i in range(int(s.width / .26)):
+        for off in (-.39, -.19, .19, .39):
+            spot = complex(.13 + .26 * i, middle + off)
+            if s.rng.random() < .5 and s.free(spot.real, spot.imag, .09):
+                s.put("house", spot, s.rng.choice((0, 0, 90, 180)), "surrounded by gardens")
+    s.scatter("car", 2, middle - .02, middle + .02, "on the road", (0, 180), solid=False)
+    s.greens(25, top, bottom, (.015, .03))
+
+
+def lot(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, ASPHALT)
+    s.strip(top, top + .015, CONCRETE)
+    for y in (top + .14, bottom - .14):
+        for i in range(int(s.width / .1) + 1):
+            s.fill(bar(.02 + i * .1, y - .09, .026 + i * .1, y + .09, PAINT))
+            if s.rng.random() < .3:
+                s.put("car", complex(.073 + i * .1, y), s.rng.choice((90, -90)),
+                      "parked between white lines")
+
+
+def fields(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, (112, 126, 72))
+    x = 0.
+    while x < s.width:
+        width, y = s.rng.uniform(.22, .38), top
+        while y < bottom - .01:
+            height = min(s.rng.uniform(.2, .36), bottom - y)
+            field(s, x, y, width, height)
+            y += height
+        x += width
+    road = s.rng.uniform(top + .3, bottom - .3)
+    s.along(road, .075, color=SOIL, dash=None)
+    s.scatter("car", .7, road, road, "on the road", (0, 180), solid=False)
+    s.scatter("house", .8, top + .1, bottom - .1, "between the fields", (0, 90))
+    s.scatter("storage tank", .4, top + .1, bottom - .1, "between the fields")
+    s.greens(8, top, bottom, (.015, .03))
+
+
+def woods(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, (58, 84, 46))
+    road = s.rng.uniform(top + .3, bottom - .3)
+    s.along(road, .085, color=SOIL, dash=None)
+    s.scatter("car", .9, road, road, "on the road", (0, 180), solid=False)
+    s.scatter("house", .8, top + .1, bottom - .1, "between the trees")
+    s.greens(110, top, bottom, (.03, .05))
+
+
+def sands(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, SAND)
+    road = s.rng.uniform(top + .3, bottom - .3)
+    s.along(road, .085, color=(124, 118, 110))
+    s.scatter("car", .9, road, road, "on the road", (0, 180), solid=False)
+    s.scatter("house", .8, top + .1, bottom - .1, "on the sand", (0, 90))
+    s.scatter("storage tank", .5, top + .1, bottom - .1, "on the sand")
+    s.greens(2, top, bottom, (.012, .018))
+
+
+def courts(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, (112, 148, 80))
+    s.along((top + bottom) / 2, .06, color=CONCRETE, dash=None)
+    s.scatter("tennis court", .9, top + .15, bottom - .15, "beside a footpath", (0, 90))
+    s.scatter("baseball field", .5, top + .2, bottom - .2, "on the grass", (0, 90, 180, 270))
+    s.greens(25, top, bottom, (.015, .03))
+
+
+def airfield(s: Landscape, top: float, bottom: float) -> None:
+    s.strip(top, bottom, GRASS)
+    runway = bottom - .35
+    s.along(runway, .17, color=(92, 93, 97))
+    s.strip(top, top + .45, PAVED)
+    s.scatter("airplane", 1.6, top + .2, top + .3, "parked", (-90, 90), solid=False)
+    s.scatter("airplane", .6, runway, runway, "on the runway", (0, 180), solid=False)
+    s.greens(12, top + .5, bottom, (.015, .03))
+
+
+Belt = Callable[[Landscape, float, float], None]
+BELTS: tuple[tuple[tuple[Belt, float], ...], ...] = (      # those that lie together, and how tall
+    ((sea, 2.6), (quay, .7)), ((streets, 1.1), (streets, 1.1)), ((lot, .62),), ((fields, 2.2),),
+    ((woods, 1.9),), ((sands, 2.2),), ((courts, 1.3),), ((airfield, 1.4),))
+
+
+class Canvas:
+    """The shapes of a landscape, drawn block by block."""
+
+    def __init__(self, land: Landscape, seed: int) -> None:
+        self.land, self.seed, rng = land, seed, np.random.default_rng(seed)
+        things = land.things
+        shadows = [(shape, .008 * (1 + 1j)) for shape in land.trees[::2]]
+        shadows += [(shape, HEIGHT[thing.name] * (1 + 1j)) for thing in things
+                    for shape in thing.shapes]
+        ground = [*land.ground, *(shape for thing in things for shape in thing.wake)]
+        layer = [*land.trees, *(shape for thing in things for shape in thing.shapes)]
+        self.layers = {"ground": [(shape, 0j) for shape in ground],
+                       "layer": [(shape, 0j) for shape in layer], "shadow": shadows}
+        self.bounds = {name: np.array([bounds([shape]) for shape, _ in shapes]).reshape(-1, 4)
+                       for name, shapes in self.layers.items()}
+        self.patches = [Image.fromarray(rng.standard_normal(
+            (round(land.height * cells) + 2, round(land.width * cells) + 2), dtype=np.float32))
+            for cells in (4.4, 16, 53, 6, 6, 6)]        # on a unit, as texture has them
+
+    def draw(self, image: Image.Image, name: str, left: float, top: float, ink: Any = None) -> None:
+        """The shapes of a layer on an image whose corner is here, two pixels for one."""
+        side, scale = image.width / (2 * UNIT), 2 * UNIT
+        box = self.bounds[name]
+        near = ((box[:, 0] < left + side + .1) & (box[:, 2] > left - .1)
+                & (box[:, 1] < top + side + .1) & (box[:, 3] > top - .1))
+        for i in np.flatnonzero(near):
+            shape, shift = self.layers[name][i]
+            draw(image, [shape], scale, shift - complex(left, top), ink)
+
+    def light(self, left: int, top: int, size: int) -> np.ndarray:
+        """As `texture`, of a block in pixels: float[size, size, 3]."""
+        def patch(i: int) -> np.ndarray:
+            across = self.patches[i].width / (self.land.width * UNIT + 1)
+            down = self.patches[i].height / (self.land.height * UNIT + 1)
+            box = (left * across, top * down, min((left + size) * across, self.patches[i].width),
+                   min((top + size) * down, self.patches[i].height))
+            return np.asarray(self.patches[i].resize((size, size), Image.Resampling.BICUBIC, box))
+
+        strength, grain = .06, .025
+        rng = np.random.default_rng([self.seed, left, top])
+        light = strength * (.5 * patch(0) + .4 * patch(1) + .3 * patch(2))
+        light += grain * rng.standard_normal((size, size), dtype=np.float32)
+        return np.stack([1 + light + .25 * strength * patch(i) for i in (3, 4, 5)], axis=-1)
+
+    def block(self, left: int, top: int, size: int = BLOCK) -> Image.Image:
+        """A square of the scene whose corner is this pixel, as `render` draws pictures."""
+        x, y = left / UNIT, top / UNIT
+        margin = 4                                      # pixels, for the blur of the shadows
+        ground = Image.new("RGB", (2 * size, 2 * size))
+        shadow = Image.new("L", (2 * size + 4 * margin, 2 * size + 4 * margin))
+        layer = Image.new("RGBA", ground.size)
+        self.draw(ground, "ground", x, y)
+        self.draw(shadow, "shadow", x - margin / UNIT, y - margin / UNIT, 255)
+        self.draw(layer, "layer", x, y)
+        dark = shadow.reduce(2).filter(ImageFilter.BoxBlur(UNIT / 200))
+        dark = dark.crop((margin, margin, margin + size, margin + size))
+        light = self.light(left, top, size)
+        light = light * (1 - np.asarray(dark, np.float32)[..., None] * (.45 / 255))
+        pixels = np.clip(np.asarray(ground.reduce(2)) * light, 0, 255).astype(np.uint8)
+        picture, top_layer = Image.fromarray(pixels), layer.reduce(2)
+        picture.paste(top_layer, (0, 0), top_layer)
+        return picture
+
+
+def render_scene(size: int, seed: int) -> tuple[Image.Image, list[Row]]:
+    """A scene of size x size pixels, and each of its things with its box in pixels."""
+    land = Landscape(random.Random(f"scene/{seed}/{size}"), size / UNIT, size / UNIT)
+    canvas, picture = Canvas(land, seed), Image.new("RGB", (size, size))
+    for top in range(0, size, BLOCK):
+        for left in range(0, size, BLOCK):
+            picture.paste(canvas.block(left, top), (left, top))
+    return picture, [{"name": thing.name, "color": thing.color,
+                      "box": [round(side * UNIT, 1) for side in thing.box]}
+                     for thing in land.things]
+
+
+def geo_tags(x: float, y: float, epsg: int) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """GeoTIFF's tags for a picture whose upper left corner is here, in meters."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, kind, values in (
+            (33550, TiffTags.DOUBLE, (METERS, METERS, 0.)),             # the size of a pixel
+            (33922, TiffTags.DOUBLE, (0., 0., 0., x, y, 0.)),           # where the corner lies
+            (34735, TiffTags.SHORT, (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1,
+                                     3072, 0, 1, epsg))):               # projected, areas, EPSG
+        tags.tagtype[tag], tags[tag] = kind, values
+    return tags
+
+
+def write_scene(root: str | Path, size: int = 4096, seed: int = 0, where: str = "north") -> Path:
+    """Write scene.tif, a GeoTIFF in a UTM zone, and scene.json, its truth, into the new folder
+    `root`."""
+    root = Path(root)
+    root.mkdir(parents=True)
+    x, y, epsg = SCENE_CORNER[where]
+    picture, objects = render_scene(size, seed)
+    picture.save(root / "scene.tif", compression="tiff_deflate", tiffinfo=geo_tags(x, y, epsg))
+    truth = {"size": [size, size], "crs": f"EPSG:{epsg}",
+             "transform": [METERS, 0., x, 0., -METERS, y], "objects": objects}
+    write_rows_of(root / "scene.json", truth)
+    return root
+
+
+def write_rows_of(path: Path, truth: Row) -> None:
+    """A JSON object whose objects lie on a line each."""
+    rows = ",\n".join(map(json.dumps, truth.pop("objects")))
+    head = json.dumps(truth)[:-1]
+    path.write_text(f'{head}, "objects": [\n{rows}\n]}}\n', encoding="ascii")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("root", nargs="?", help="folder to create for the data set")
     parser.add_argument("--examples", metavar="DIR", help="write the example pictures to DIR")
+    parser.add_argument("--scene", type=int, metavar="SIDE", help="write to ROOT, instead of a "
+                        "data set, one scene of SIDE x SIDE pixels, as a GeoTIFF")
     for option, default, text in (
             ("train", 8000, "pictures in the training split"),
             ("val", 300, "pictures in the validation split"),
@@ -1092,11 +1357,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown = "" if default is None else " (default: %(default)s)"
         parser.add_argument(f"--{option}", type=int, default=default, help=text + shown)
     options = vars(parser.parse_args(argv))
-    root, examples = options.pop("root"), options.pop("examples")
+    root, examples, scene = (options.pop(name) for name in ("root", "examples", "scene"))
     if (root is None) == (examples is None):
         parser.error("give either ROOT or --examples DIR")
     if examples:
         write_examples(examples)
+    elif scene:
+        print("wrote", write_scene(root, scene, options["seed"]))
     else:
         print("wrote", write_world(root, **options))
 

@@ -218,10 +218,22 @@ def stretch_channel(values: np.ndarray) -> tuple[np.ndarray, float, float]:
     valid = values[np.isfinite(values)]
     if not valid.size:
         raise PictureError("no pixel has a value: all are NaN or no-data; take another file")
+    low, high = percentile_range(valid)
+    return scale_to_bytes(values, low, high), low, high
+
+
+def percentile_range(valid: np.ndarray) -> tuple[float, float]:
+    """Of values that are data: the two that are shown as black and as white."""
     sample = valid[::max(1, valid.size // PERCENTILE_SAMPLE)]
     low, high = map(float, np.percentile(sample, (2, 98)))
     if not low < high:                          # mostly one value: show the few others
         low, high = float(valid.min()), float(valid.max())
+    return low, high
+
+
+def scale_to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """float32[..] -> uint8[..]: from low, black, to high, white. NaN is black; where low is high,
+    all values are middle gray."""
     scaled = (values - low) * (255 / (high - low)) if low < high else values * 0 + 128
     np.nan_to_num(scaled, copy=False)
-    return scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8), low, high
+    return scaled.clip(0, 255, out=scaled).round(out=scaled).astype(np.uint8)

@@ -117,13 +117,14 @@ def area(rectangle: Rectangle) -> int:
     return overlap(rectangle, rectangle)
 
 
-def draw_on_picture(picture: Picture, boxes: Sequence[tuple[str, Box]]) -> Image.Image:
+def draw_on_picture(picture: Picture, boxes: Sequence[tuple[str, Box]],
+                    colors: Sequence[str] = COLORS) -> Image.Image:
     """draw_boxes with boxes in pixels of the whole picture, which may have been reduced."""
     across = picture.image.width / picture.size[0]
     down = picture.image.height / picture.size[1]
     return draw_boxes(picture.image, [
         (phrase, (x1 * across, y1 * down, x2 * across, y2 * down))
-        for phrase, (x1, y1, x2, y2) in boxes])
+        for phrase, (x1, y1, x2, y2) in boxes], colors)
 
 
 def unused_name(picture: str) -> Path:

@@ -7,6 +7,7 @@ that is answered by sampling is answered by itself, from the seed, as it would b
 A picture that cannot be read, or a region that is not in it, is told in the place of its answers;
 the others are answered, and the exit code is 2.
 """
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -67,6 +68,7 @@ class Row:
     error: Exception | None = None
     answer: str = ""
     scores: list[float] = field(default_factory=list)               # the confidence of each box
+    probability: float = 0.0                    # of exactly this answer
 
 
 # ---- what is asked -------------------------------------------------------------------------------
@@ -213,6 +215,7 @@ def answer_alike(model: SkyEyeGPT, tokenizer: Tokenizer, rows: Sequence[Row], pr
     for row, ids, constraint in zip(rows, answers, constraints, strict=True):
         row.answer = tokenizer.decode(ids).rstrip("\ufffd")
         row.scores = confidences(constraint.texts, constraint.log_probs)
+        row.probability = math.exp(sum(constraint.log_probs))
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import glob
 import importlib.util
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -92,14 +92,16 @@ class Session:
 
     def __init__(self, conversation: Conversation, interactive: bool = False,
                  preview: bool = False, auto_task: bool = False, overwrite: bool = False,
-                 as_json: bool = False):
+                 as_json: bool = False, tiles: int = 0):
         """interactive: a person at a terminal; preview: show pictures there; auto_task: rewrite
         plain requests as task prompts; overwrite: save over files that exist; as_json: answers are
-        lines of JSON, which hold their questions."""
+        lines of JSON, which hold their questions; tiles: as /tiles sets it."""
         self.interactive, self.preview, self.auto_task = interactive, preview, auto_task
         self.overwrite, self.as_json = overwrite, as_json
         self.told_save = False                                          # that /save draws boxes
         self.task = ""                                                  # or "[refer] ", say
+        self.tiles = tiles                                              # their side; 0: none
+        self.save_scene: Callable[[Path], str] | None                   # the last answer in tiles
         self.conversations: dict[tuple[FileKey, ...], Conversation] = {}        # numbered from 1
         self.recent: list[Conversation] = []                            # the current one is last
         self.select(conversation)
@@ -124,6 +126,7 @@ class Session:
 
     def select(self, conversation: Conversation) -> None:
         """Make it the current one; conversations not used for long give up their KV caches."""
+        self.save_scene = None
         self.conversations.setdefault(conversation.key, conversation)
         self.recent = [other for other in self.recent if other is not conversation]
         self.recent.append(conversation)
@@ -152,6 +155,11 @@ class Session:
         """Save the current conversation or its picture under the first of these names; without a
         name, each picture with boxes beside itself. UserError: the file exists, or it is one of the
         pictures of this session."""
+        if self.save_scene and names:
+            file = Path(names[0])
+            check_target(file, self.conversation.paths, overwrite or self.overwrite)
+            eprint(self.save_scene(file))
+            return
         if not names:
             own = self.conversation
             for told in save_beside(own.paths, own.pictures, own.detections()):
@@ -212,9 +220,11 @@ HELP = """/image FILE ..  switch to other pictures; /image 1: return to the firs
 /undo           take back the last question and its answer
 /reset          forget all questions about these pictures
 /task NAME      put [NAME] in front of every question; /task alone: leave questions as they are
+/tiles SIDE     ask about the whole of a large picture, in tiles of SIDE pixels; /tiles 0: no more
 /save FILE      .png: the picture with its boxes; .json: the conversation, as training data;
                 /save FILE --overwrite writes over a file that exists; /save alone: the picture
-                with its boxes as NAME_boxes.png beside it
+                with its boxes as NAME_boxes.png beside it; after an answer in tiles: .geojson,
+                .csv, or .png, the scene with its boxes or tiles
 /help           this text
 /quit           leave, also with Ctrl-D; Ctrl-C stops an answer
 Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIERS) + """
@@ -245,6 +255,15 @@ def run_command(session: Session, line: str) -> str | None:
         case "/task":
             task = f"[{arguments[0].strip('[]').lower()}] " if arguments else ""
             session.task = task if task_of(task) else ""
+        case "/tiles" if arguments and not (arguments[0].isdecimal() and (
+                arguments[0] == "0" or int(arguments[0]) >= 16)):
+            raise UserError(f"/tiles {arguments[0]}: the side of a tile in pixels, at least 16; 0: "
+                            "no tiles")
+        case "/tiles":
+            session.tiles = int(arguments[0]) if arguments else session.tiles
+            session.save_scene = None
+            eprint(f"questions are asked of tiles of {session.tiles} pixels" if session.tiles else
+                   "questions are asked of the whole picture")
         case "/save":
             session.save([name for name in arguments if name != "--overwrite"],
                          "--overwrite" in arguments)
