@@ -5,7 +5,7 @@ the next tile, or, longer than the overlap, in two pieces. `merge_boxes` keeps o
 
 Shapes: K boxes of one phrase.
 """
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,8 @@ class Found:
 
 SAME_TILE = 0.5         # IoU from which two boxes of one tile are one thing
 OTHER_TILE = 0.5        # the part of the smaller of two boxes of different tiles ..
-EDGE = 0.02             # of a tile's side: a box as near to its edge is cut off by it
+EDGE = 0.016            # of a tile's side, over one and a half hundredths, in which boxes are
+                        # written: a box as near to the edge is cut off by it
 FACING = 0.5            # IoU along the edge from which two cut boxes are pieces of one thing
 
 
@@ -84,7 +85,7 @@ def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
     1. Of boxes that no edge cuts and that show the same, the most confident stays.
     2. A cut one goes where one of these shows the same.
     3. The other pieces that meet across an edge become one box, with the greatest confidence.
-    4. Of what is left over from 3 and shows the same, the most confident stays.
+    4. Of what is left over from 3 and shows the same, the largest stays, which is the most whole.
     Two boxes show the same if, in one tile, their IoU is SAME_TILE, and in two tiles, OTHER_TILE of
     the smaller one is in the other: tiles see the same pixels, the model tells things in a tile
     apart. `size`: of the scene, whose own edge cuts nothing.
@@ -96,17 +97,25 @@ def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
     for items in by_kind.values():
         whole = [item for item in items if not any(cut_sides(item, size))]
         cut = [item for item in items if any(cut_sides(item, size))]
-        kept = suppress(whole)
-        merged += suppress(fuse(without(cut, kept), size), kept)
+        kept = suppress(whole, (), most_confident)
+        merged += suppress(fuse(without(cut, kept), size), kept, largest)
     return sorted(merged, key=lambda item: (item.picture, item.box[1], item.box[0], item.box,
                                             item.phrase))
 
 
-def suppress(items: Iterable[Found], kept: Sequence[Found] = ()) -> list[Found]:
-    """-> kept, and of the items those that show nothing which is there already, the most confident
-    first."""
-    ranked = [*kept, *sorted(items, key=lambda item: (-item.confidence, item.tile.number,
-                                                      item.box))]
+def most_confident(item: Found) -> tuple:
+    return -item.confidence, item.tile.number, item.box
+
+
+def largest(item: Found) -> tuple:
+    x1, y1, x2, y2 = item.box
+    return -(x2 - x1) * (y2 - y1), *most_confident(item)
+
+
+def suppress(items: Iterable[Found], kept: Sequence[Found], order: Callable[[Found], tuple]
+             ) -> list[Found]:
+    """-> kept, and of the items, in this order, those that show nothing which is there already."""
+    ranked = [*kept, *sorted(items, key=order)]
     stays = np.ones(len(ranked), bool)
     boxes, numbers = as_arrays(ranked)
     for i in range(len(ranked)):
