@@ -1132,15 +1132,18 @@ def sea(s: Landscape, top: float, bottom: float) -> None:
         length, tint = s.rng.uniform(.02, .08), shade(WATER, s.rng.choice((.93, 1.1)))
         s.fill(Shape((complex(x, y), complex(x + length / 2, y + .006), complex(x + length, y),
                       complex(x + length / 2, y + .002)), tint))
-    s.scatter("ship", 2, top + .25, bottom - .25, "on the water", moves=True)
+    s.scatter("ship", 4, top + .18, bottom - .18, "on the water", moves=True)
 
 
-def quay(s: Landscape, top: float, bottom: float) -> None:
+def quay(s: Landscape, top: float, bottom: float, water_below: bool = False) -> None:
     s.strip(top, bottom, CONCRETE)
-    s.strip(top, top + .012, (112, 108, 102))
-    s.along(bottom - .12, .1)
-    s.scatter("car", 1, bottom - .13, bottom - .11, "on the road", (0, 180), solid=False)
-    s.scatter("storage tank", 1.5, top + .12, bottom - .28, "on the shore")
+    shore = bottom - .012 if water_below else top
+    s.strip(shore, shore + .012, (112, 108, 102))
+    road = bottom - .1 if water_below else top + .1
+    s.along(road, .09)
+    s.scatter("car", 1.5, road - .01, road + .01, "on the road", (0, 180), solid=False)
+    low, high = (top + .1, bottom - .26) if water_below else (top + .26, bottom - .1)
+    s.scatter("storage tank", 2, low, high, "on the shore")
 
 
 def streets(s: Landscape, top: float, bottom: float) -> None:
@@ -1227,8 +1230,9 @@ def airfield(s: Landscape, top: float, bottom: float) -> None:
 
 Belt = Callable[[Landscape, float, float], None]
 BELTS: tuple[tuple[tuple[Belt, float], ...], ...] = (      # those that lie together, and how tall
-    ((sea, 2.6), (quay, .7)), ((streets, 1.1), (streets, 1.1)), ((lot, .62),), ((fields, 2.2),),
-    ((woods, 1.9),), ((sands, 2.2),), ((courts, 1.3),), ((airfield, 1.4),))
+    ((partial(quay, water_below=True), .5), (sea, .9), (quay, .5)),
+    ((streets, 1.1), (streets, 1.1)), ((lot, .62),), ((fields, 2.2),), ((woods, 1.9),),
+    ((sands, 2.2),), ((courts, 1.3),), ((airfield, 1.4),))
 
 
 class Canvas:

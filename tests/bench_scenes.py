@@ -1,7 +1,7 @@
 """Whole scenes: how well, how fast, and in how much memory.
 
-    python tests/bench_scenes.py --quality          detection on a scene and on single pictures of it
-    python tests/bench_scenes.py                    tiles a second and memory against the scene's size
+    python tests/bench_scenes.py --quality      detection on a scene, and on single pictures of it
+    python tests/bench_scenes.py                tiles a second and memory against the scene's size
 
 --quality draws a scene of the miniature world and asks for the boxes of each kind of thing in it,
 in tiles that overlap; then of its windows side by side, each as a picture of its own, whose truth

@@ -37,7 +37,6 @@ class Georeference:
 
 def read_georeference(dataset) -> tuple[Georeference | None, str]:
     """Of an open rasterio dataset; None where it has none that can be used, and a note why."""
-    from rasterio.errors import RasterioError
     if dataset.crs is None or dataset.transform.is_identity:
         if dataset.gcps[0]:
             return None, ("it has ground control points and no grid: warp it, as in QGIS: Raster, "
@@ -48,10 +47,9 @@ def read_georeference(dataset) -> tuple[Georeference | None, str]:
         return None, ""
     found = Georeference(tuple(dataset.transform)[:6], dataset.crs.to_wkt())
     width, height = dataset.width, dataset.height
-    try:
+    corners = [(math.inf, math.inf)]            # of an engineer's own grid
+    if dataset.crs.is_projected or dataset.crs.is_geographic:
         corners = found.to_lonlat([(0, 0), (width, 0), (width, height), (0, height)])
-    except RasterioError:
-        corners = [(math.inf, math.inf)]
     if not all(math.isfinite(number) for point in corners for number in point):
         return None, "its coordinate system has no way to longitude and latitude"
     return found, ""

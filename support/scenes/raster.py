@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from support.common import is_installed
 from support.images.common import (
@@ -268,11 +268,10 @@ class RasterScene:
         else:
             pixels = np.stack([scale_to_bytes(values[..., c].astype(np.float32), *self.ranges[c])
                                for c in range(len(self.chosen))], axis=-1)
-        pixels[~valid] = 0
-        image = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
         if self.photometric == WHITE_IS_ZERO:
-            image = ImageOps.invert(image)
-        return image
+            pixels = 255 - pixels
+        pixels[~valid] = 0
+        return Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
 
     def close(self) -> None:
         self.dataset.close()
