@@ -1,4 +1,5 @@
 """Tiles cover a scene, and of what their boxes show, each thing is there once, whole."""
+import math
 import random
 
 import numpy as np
@@ -6,9 +7,11 @@ import pytest
 
 from data import encode_box, parse_boxes
 from support.metrics.boxes import iou
-from support.scenes.tiles import Found, Tile, core, fuse, merge_boxes, starts, tile_grid
+from support.scenes.tiles import Found, Tile, fuse, merge_boxes, spans, tile_grid
 
 SIZE = (1000, 700)              # of the scene
+A = Tile(0, (0, 0, 200, 200), 1.0, (0, 0, 175, 200))
+B = Tile(1, (150, 0, 350, 200), 1.0, (175, 0, 350, 200))
 LEAST_SEEN = 0.15               # of a thing's area, for a tile to show it
 GAP = 12                        # between things: 6 hundredths of a tile of 200
 
@@ -61,18 +64,21 @@ def test_the_tiles_of_each_scale_cover_every_pixel_and_none_leaves_the_scene(siz
 
 def test_neighbors_have_at_least_the_overlap_in_common():
     for length in range(100, 400, 7):
-        places = starts(length, 100, 70)
+        places = [start for start, *_ in spans(length, 100, 70)]
         assert places[0] == 0 and places[-1] + 100 == max(length, 100)
         assert all(0 < b - a <= 70 for a, b in zip(places, places[1:], strict=False))
 
 
-def test_the_cores_of_the_tiles_cover_the_scene_without_an_overlap():
-    tiles = tile_grid((500, 500), 200, 50, (1.0,))
-    covered = np.zeros((500, 500), int)
+@pytest.mark.parametrize("overlap", [0, 50, 90])
+def test_every_place_is_judged_by_one_tile_of_a_scale_half_the_overlap_from_its_edge(overlap):
+    tiles = tile_grid((517, 480), 200, overlap, (1.0,))
+    judged = np.zeros((480, 517), int)
     for tile in tiles:
-        left, top, right, bottom = core(tile, (500, 500), 50)
-        covered[top:bottom, left:right] += 1
-    assert (covered == 1).all()
+        left, top, right, bottom = (math.ceil(side - 0.5) for side in tile.core)
+        judged[top:bottom, left:right] += 1
+        for inner, outer, end in zip(tile.core, tile.window, (0, 0, 517, 480), strict=True):
+            assert inner == outer == end or abs(inner - outer) >= overlap / 2
+    assert (judged == 1).all()
 
 
 # ---- merging -------------------------------------------------------------------------------------
@@ -129,39 +135,50 @@ def test_of_a_random_scene_every_thing_is_counted_once(seed, overlap, scales):
 
 
 def test_things_that_the_model_tells_apart_in_one_tile_stay_apart():
-    a, b = Tile(0, (0, 0, 200, 200), 1.0), Tile(1, (0, 0, 400, 200), 0.5)
+    wide = Tile(1, (0, 0, 400, 200), 0.5, (0, 0, 400, 200))
     large, small = (20.0, 20.0, 120.0, 120.0), (30.0, 30.0, 60.0, 60.0)
-    together = [Found("ships", large, 0.4, a), Found("ships", small, 0.9, a)]
+    together = [Found("ships", large, 0.4, A), Found("ships", small, 0.9, A)]
     assert len(merge_boxes(together, (400, 200))) == 2
-    apart = [together[0], Found("ships", small, 0.9, b)]
+    apart = [together[0], Found("ships", small, 0.9, wide)]
     assert [item.box for item in merge_boxes(apart, (400, 200))] == [small]    # the more confident
-    twice = [together[0], Found("ships", (22.0, 20.0, 121.0, 119.0), 0.5, a)]
+    twice = [together[0], Found("ships", (22.0, 20.0, 121.0, 119.0), 0.5, A)]
     assert [item.confidence for item in merge_boxes(twice, (400, 200))] == [0.5]
 
 
+def test_a_place_is_judged_by_the_tile_in_whose_core_it_lies():
+    near_b = (176.0, 20.0, 198.0, 40.0)                         # its middle is at 187
+    for tile, kept in ((A, 0), (B, 1)):
+        assert len(merge_boxes([Found("ships", near_b, 0.9, tile)], (350, 200))) == kept
+    on_border = (164.0, 20.0, 186.0, 40.0)                      # both judge it, and it counts once
+    for tiles in ((A,), (B,), (A, B)):
+        assert len(merge_boxes([Found("ships", on_border, 0.9, tile) for tile in tiles],
+                               (350, 200))) == 1
+
+
 def test_a_whole_thing_outweighs_a_more_confident_piece_of_it():
-    a, b = Tile(0, (0, 0, 200, 200), 1.0), Tile(1, (150, 0, 350, 200), 1.0)
-    whole = Found("ships", (170.0, 50.0, 230.0, 80.0), 0.2, b)
-    piece = Found("ships", (170.0, 50.0, 200.0, 80.0), 0.9, a)
+    whole = Found("ships", (155.0, 50.0, 230.0, 80.0), 0.2, B)
+    piece = Found("ships", (148.0, 50.0, 200.0, 80.0), 0.9, A)          # its middle is at 174
     for order in ([whole, piece], [piece, whole]):
         assert merge_boxes(order, (350, 200)) == [whole]
     assert merge_boxes([piece], (350, 200)) == [piece]          # where it is missed in the next
     # At the scene's own edge nothing is cut.
-    [kept] = merge_boxes([Found("ships", (170.0, 50.0, 200.0, 80.0), 0.9, a),
-                          Found("ships", (168.0, 48.0, 200.0, 82.0), 0.3, a)], (200, 200))
+    alone = Tile(0, (0, 0, 200, 200), 1.0, (0, 0, 200, 200))
+    [kept] = merge_boxes([Found("ships", (170.0, 50.0, 200.0, 80.0), 0.9, alone),
+                          Found("ships", (168.0, 48.0, 200.0, 82.0), 0.3, alone)], (200, 200))
     assert kept.confidence == 0.9
 
 
 def test_other_phrases_and_other_dates_are_other_things():
-    a, b = Tile(0, (0, 0, 200, 200), 1.0), Tile(1, (150, 0, 350, 200), 1.0)
-    box = (160.0, 20.0, 190.0, 40.0)
-    found = [Found("ships", box, 0.5, a), Found("cars", box, 0.4, b),
-             Found("ships", box, 0.3, b, picture=1)]
+    box = (165.0, 20.0, 185.0, 40.0)
+    found = [Found("ships", box, 0.5, A), Found("cars", box, 0.4, B),
+             Found("ships", box, 0.3, B, picture=1)]
     assert len(merge_boxes(found, (350, 200))) == 3
+    assert len(merge_boxes([found[0], Found("ships", box, 0.4, B)], (350, 200))) == 1
 
 
 def test_neighbors_that_lie_side_by_side_at_an_edge_are_not_fused():
-    a, b = Tile(0, (0, 0, 200, 200), 1.0), Tile(1, (200, 0, 400, 200), 1.0)
+    a = Tile(0, (0, 0, 200, 200), 1.0, (0, 0, 200, 200))
+    b = Tile(1, (200, 0, 400, 200), 1.0, (200, 0, 400, 200))
     left = Found("ships", (170.0, 50.0, 200.0, 70.0), 0.5, a)
     right = Found("ships", (200.0, 64.0, 230.0, 84.0), 0.5, b)          # 30 % of the two together
     assert len(fuse([left, right], (400, 200))) == 2

@@ -131,7 +131,7 @@ def ask_scene(model: SkyEyeGPT, tokenizer: Tokenizer, config: Settings, sampling
         for answer in results:
             print_scene_answer(answer, scenes, config.json)
         for file in files:
-            eprint(save_answers(file, results, scenes, Path(config.model).name, settings.overlap))
+            eprint(save_answers(file, results, scenes, Path(config.model).name))
     for scene in scenes:
         scene.close()
     finish_processes()
@@ -181,7 +181,7 @@ def ask_in_session(session: Session, question: str, config: Settings) -> None:
     [answer] = tiled.put_together([asked], answers)
     print_scene_answer(answer, scenes, session.as_json)
     model = Path(config.model).name
-    session.save_scene = lambda file: save_answers(file, [answer], scenes, model, settings.overlap)
+    session.save_scene = lambda file: save_answers(file, [answer], scenes, model)
     if not session.as_json:
         eprint("(/save FILE writes it: .geojson, .csv, or .png, the scene with its boxes or tiles)")
 

@@ -21,7 +21,7 @@ from support.images.draw import COLORS, draw_on_picture
 from support.scenes.answers import SceneAnswer
 from support.scenes.georeference import digits_for, geometry_of
 from support.scenes.raster import Scene, read_reduced, scene_name
-from support.scenes.tiles import Tile, core
+from support.scenes.tiles import Tile
 
 LAYER_SUFFIXES = (".geojson", ".json")
 FIONA_DRIVERS = {".gpkg": "GPKG", ".shp": "ESRI Shapefile"}
@@ -150,12 +150,12 @@ LEGEND_ROWS = 16                # answers that the legend names; the others are 
 OTHERS = "#808080"
 
 
-def draw_answer(answer: SceneAnswer, scene: Scene, overlap: int) -> Image.Image:
+def draw_answer(answer: SceneAnswer, scene: Scene) -> Image.Image:
     """The whole scene with the boxes of an answer, a color a phrase, or with its tiles in the
     colors of their values."""
     picture = read_reduced(scene, PICTURE_SIDE)
     if answer.question.kind == "value":
-        return color_tiles(picture.image, answer, scene.size, overlap)
+        return color_tiles(picture.image, answer, scene.size)
     phrases = [found.phrase for found in answer.boxes]
     order = list(dict.fromkeys(phrases))
     named = len(answer.boxes) <= MOST_LABELS
@@ -164,9 +164,8 @@ def draw_answer(answer: SceneAnswer, scene: Scene, overlap: int) -> Image.Image:
     return draw_on_picture(picture, boxes, colors or COLORS)
 
 
-def color_tiles(image: Image.Image, answer: SceneAnswer, size: tuple[int, int], overlap: int
-                ) -> Image.Image:
-    """Each tile in the color of its value, without what its neighbors show too; a legend below."""
+def color_tiles(image: Image.Image, answer: SceneAnswer, size: tuple[int, int]) -> Image.Image:
+    """The core of each tile in the color of its value; a legend below."""
     counts = Counter(value.answer for value in answer.values)
     names = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     colors = dict(zip(names[:LEGEND_ROWS], COLORS * LEGEND_ROWS, strict=False))
@@ -174,7 +173,7 @@ def color_tiles(image: Image.Image, answer: SceneAnswer, size: tuple[int, int], 
     tint = Image.new("RGBA", image.size)
     draw = ImageDraw.Draw(tint)
     for value in answer.values:
-        left, top, right, bottom = core(value.tile, size, overlap)
+        left, top, right, bottom = value.tile.core
         draw.rectangle((left * across, top * down, right * across - 1, bottom * down - 1),
                        fill=colors.get(value.answer, OTHERS) + f"{TINT:02x}", outline="#00000060")
     shown = Image.alpha_composite(image.convert("RGBA"), tint).convert("RGB")
@@ -211,8 +210,8 @@ def check_picture(file: Path) -> None:
         raise UserError(f"{file}: a picture is written as .png, .jpg, .tif, ..")
 
 
-def save_answers(file: Path, answers: Sequence[SceneAnswer], scenes: Sequence[Scene], model: str,
-                 overlap: int) -> str:
+def save_answers(file: Path, answers: Sequence[SceneAnswer], scenes: Sequence[Scene], model: str
+                 ) -> str:
     """Write a layer, a table or a picture of the last answer, by the suffix -> what to tell.
 
     UserError: no such format."""
@@ -225,7 +224,7 @@ def save_answers(file: Path, answers: Sequence[SceneAnswer], scenes: Sequence[Sc
         write_table(file, answers, scenes, model)
     else:
         check_picture(file)
-        image = draw_answer(answers[-1], scenes[0], overlap)
+        image = draw_answer(answers[-1], scenes[0])
         form = Image.registered_extensions()[suffix]
         write_atomic(file, lambda temporary: image.save(temporary, form))
     note = f"; {PIXEL_NOTE}" if suffix in LAYER_SUFFIXES and not scenes[0].georeference else ""

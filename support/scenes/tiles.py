@@ -1,7 +1,9 @@
 """A scene in tiles that overlap, and the boxes of all tiles as boxes of the scene, each thing once.
 
-A thing in the overlap of two tiles is found twice; one that a tile's edge cuts is found whole in
-the next tile, or, longer than the overlap, in two pieces. `merge_boxes` keeps one box of each.
+Each place is judged by one tile, the one in whose core it lies: the tile without the outer half of
+what it has in common with its neighbors. So a thing in the overlap of two tiles, which both find,
+counts in one of them; one that an edge cuts is found whole in the next tile, or, longer than the
+overlap, in pieces, which `merge_boxes` puts together.
 
 Shapes: K boxes of one phrase.
 """
@@ -20,6 +22,7 @@ class Tile:
     number: int                         # from 0, row by row, scale by scale
     window: Window                      # in pixels of the scene
     scale: float                        # pixels of the tile for each pixel of the scene
+    core: tuple[float, float, float, float]     # the part of the window that it alone judges
 
     @property
     def size(self) -> tuple[int, int]:
@@ -33,31 +36,28 @@ def tile_grid(size: tuple[int, int], side: int, overlap: int, scales: Sequence[f
     """Tiles of `side` pixels that cover a scene of this size, at each scale; a tile at scale 0.5
     covers twice as many pixels of the scene a side.
 
-    The last one of a row or a column lies at the scene's edge, and so overlaps more.
+    The last one of a row or a column lies at the scene's edge, and so overlaps more. The cores of
+    the tiles of a scale cover the scene, each pixel once.
     """
     tiles: list[Tile] = []
     for scale in scales:
-        across = round(side / scale)
-        step = max(1, round((side - overlap) / scale))
-        for top in starts(size[1], across, step):
-            for left in starts(size[0], across, step):
-                window = (left, top, min(left + across, size[0]), min(top + across, size[1]))
-                tiles.append(Tile(len(tiles), window, scale))
+        across, step = round(side / scale), max(1, round((side - overlap) / scale))
+        columns, rows = (spans(length, across, step) for length in size)
+        for top, bottom, core_top, core_bottom in rows:
+            for left, right, core_left, core_right in columns:
+                tiles.append(Tile(len(tiles), (left, top, right, bottom), scale,
+                                  (core_left, core_top, core_right, core_bottom)))
     return tiles
 
 
-def starts(length: int, side: int, step: int) -> list[int]:
-    """Where the tiles of a row begin."""
+def spans(length: int, side: int, step: int) -> list[tuple[int, int, float, float]]:
+    """Where the tiles of a row begin and end, and where their cores do."""
     last = max(length - side, 0)
-    return list(dict.fromkeys([*range(0, last, step), last]))
-
-
-def core(tile: Tile, size: tuple[int, int], overlap: int) -> Window:
-    """The tile without the half of each overlap that its neighbor shows."""
-    half = round(overlap / tile.scale / 2)
-    left, top, right, bottom = tile.window
-    return (left + half * (left > 0), top + half * (top > 0),
-            right - half * (right < size[0]), bottom - half * (bottom < size[1]))
+    starts = list(dict.fromkeys([*range(0, last, step), last]))
+    ends = [min(start + side, length) for start in starts]
+    borders = [0, *((start + end) / 2 for start, end in zip(starts[1:], ends, strict=False)),
+               length]
+    return list(zip(starts, ends, borders, borders[1:], strict=False))
 
 
 # ---- boxes of all tiles --------------------------------------------------------------------------
@@ -82,6 +82,7 @@ FACING = 0.5            # IoU along the edge from which two cut boxes are pieces
 def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
     """One box for each thing, of the same phrase in the same date; in reading order.
 
+    Of each tile's boxes those count whose middle is in its core, or as near to it as EDGE.
     1. Of boxes that no edge cuts and that show the same, the most confident stays.
     2. A cut one goes where one of these shows the same.
     3. The other pieces that meet across an edge become one box, with the greatest confidence.
@@ -91,7 +92,7 @@ def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
     apart. `size`: of the scene, whose own edge cuts nothing.
     """
     by_kind: dict[tuple[str, int], list[Found]] = {}
-    for item in found:
+    for item in filter(is_judged, found):
         by_kind.setdefault((item.phrase, item.picture), []).append(item)
     merged = []
     for items in by_kind.values():
@@ -101,6 +102,14 @@ def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
         merged += suppress(fuse(without(cut, kept), size), kept, largest)
     return sorted(merged, key=lambda item: (item.picture, item.box[1], item.box[0], item.box,
                                             item.phrase))
+
+
+def is_judged(item: Found) -> bool:
+    """Whether the middle of the box is in the core of its tile, or as near as EDGE."""
+    near_x, near_y = (EDGE * side for side in item.tile.size)
+    left, top, right, bottom = item.tile.core
+    x, y = (item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2
+    return left - near_x <= x <= right + near_x and top - near_y <= y <= bottom + near_y
 
 
 def most_confident(item: Found) -> tuple:
