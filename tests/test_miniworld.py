@@ -1,4 +1,5 @@
 """The miniature world is the same every time, and its words and boxes are true."""
+import json
 import random
 import re
 
@@ -6,7 +7,19 @@ import numpy as np
 import pytest
 
 from data import parse_boxes
-from examples.miniworld import CLASSES, make_scene, noun, render, write_world
+from examples.miniworld import (
+    BLOCK,
+    CLASSES,
+    METERS,
+    Canvas,
+    Landscape,
+    make_scene,
+    noun,
+    render,
+    render_scene,
+    write_scene,
+    write_world,
+)
 from support.common import ABSENT
 
 WORDS = "no one two three four five six seven eight".split()
@@ -145,3 +158,32 @@ def test_what_is_said_to_be_absent_is_absent(kind, number):
              for question, answer in zip(talk[::2], talk[1::2], strict=True) if answer == ABSENT]
     assert not seen & set(said) and len(said) <= 3
 
+
+# ---- a whole scene -------------------------------------------------------------------------------
+
+def test_a_scene_is_one_piece_whose_things_lie_inside_and_apart():
+    picture, things = render_scene(BLOCK + 100, seed=3)
+    assert picture.size == (BLOCK + 100, BLOCK + 100) and len(things) == 5
+    boxes = [thing["box"] for thing in things]
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        assert 0 < x1 < x2 < BLOCK + 100 and 0 < y1 < y2 < BLOCK + 100
+        assert all(x1 > b[2] or b[0] > x2 or y1 > b[3] or b[1] > y2 for b in boxes[:i])
+    again, alike = render_scene(BLOCK + 100, seed=3)
+    assert picture.tobytes() == again.tobytes() and things == alike
+    assert render_scene(BLOCK + 100, seed=4)[1] != things
+    # A block is drawn as its neighbor would go on: no seam, but for the grain of each.
+    canvas = Canvas(Landscape(random.Random("scene/3/612"), 2.4, 2.4), 3)
+    one, two = (np.asarray(canvas.block(x, 0, 256), dtype=float) for x in (0, 128))
+    same, other = (np.abs(part - two[:, :128]).mean() for part in (one[:, 128:], one[:, :128]))
+    assert same < 8 < other, (same, other)
+
+
+def test_a_scene_lies_in_a_utm_zone(tmp_path):
+    root = write_scene(tmp_path / "a", 300)
+    truth = json.loads((root / "scene.json").read_text())
+    assert truth["size"] == [300, 300] and truth["transform"][0] == METERS and truth["objects"]
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(root / "scene.tif") as dataset:
+        assert dataset.crs == truth["crs"] == "EPSG:32633"
+        assert list(dataset.transform)[:6] == truth["transform"]
+        assert dataset.shape == (300, 300)

@@ -48,7 +48,8 @@ from support.scenes.georeference import Georeference, read_georeference
 Window = tuple[int, int, int, int]      # left, top, right, bottom, in pixels of the scene
 
 NEEDS_RASTERIO = "pip install rasterio"
-CACHE_MEGABYTES = 256               # of decoded blocks, which GDAL keeps
+CACHE_BYTES = 256 * 2**20           # of decoded blocks, which GDAL keeps
+WARP_MEGABYTES = 64                 # for resampling a second date
 SAMPLE_SIDE = 1024                  # of the reduced scene that the percentiles are computed from
 PALETTE = 3                         # a photometric interpretation
 GEO_KEYS_TAG = 34735                # of a TIFF that names its coordinate system
@@ -205,7 +206,7 @@ class RasterScene:
                 self.source, crs=first.source.crs, transform=first.source.transform,
                 width=first.size[0], height=first.size[1], add_alpha=not self.masked,
                 resampling=Resampling.nearest if nearest else Resampling.bilinear,
-                warp_mem_limit=CACHE_MEGABYTES // 4)
+                warp_mem_limit=WARP_MEGABYTES)
         self.size, self.georeference, self.masked = first.size, first.georeference, True
 
     def values(self, window: Window, size: tuple[int, int], smooth: bool = True
@@ -282,7 +283,7 @@ class RasterScene:
 def rasterio_settings():
     """Within, GDAL keeps few decoded blocks and warns of nothing; each thread enters it anew."""
     import rasterio
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES):
+    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         yield rasterio
 

@@ -97,8 +97,9 @@ def describe_scale(name: str, size: tuple[int, int], side: int) -> str:
     if max(size) <= MUCH_LARGER * side:
         return ""
     return (f"{name}: the model sees its {size[0]} x {size[1]} pixels as {side} x {side}, and "
-            f"nothing smaller than about {2 * max(size) // side} pixels: crop the part in question "
-            f"to a picture of its own, of up to {MUCH_LARGER * side} pixels a side")
+            f"nothing smaller than about {2 * max(size) // side} pixels: ask about it in tiles "
+            f"(--tiles {2 * side} or /tiles {2 * side}), or crop the part in question to a picture "
+            f"of its own, of up to {MUCH_LARGER * side} pixels a side")
 
 
 # ---- previews ------------------------------------------------------------------------------------
