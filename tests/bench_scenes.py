@@ -165,13 +165,14 @@ def main() -> None:
                         help="of the other scenes (default: %(default)s)")
     parser.add_argument("--tiles", type=int, help="pixels a side (default: 256, which is how large "
                         "things are in the miniature world; else 512)")
-    parser.add_argument("--overlap", type=int, help="pixels (default: half a tile, else an eighth)")
+    parser.add_argument("--overlap", type=int, help="pixels (default: a quarter of a tile, else an "
+                        "eighth)")
     parser.add_argument("--seed", type=int, default=0, help="of the ground (default: %(default)s)")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     args.tiles = args.tiles or (256 if args.quality else 512)
     if args.overlap is None:
-        args.overlap = args.tiles // (2 if args.quality else 8)
+        args.overlap = args.tiles // (4 if args.quality else 8)
     if args.quality:
         measure_quality(args)
     else:

@@ -359,7 +359,7 @@ def test_tiles_that_are_answered_are_not_asked_again(scene, folder, tmp_path, mo
     asked(scene, folder, "--geojson", out)
     assert out.read_bytes() == first
     lines = journal.journal_file(out).read_text().splitlines(keepends=True)
-    assert len(lines) == 13                                     # the settings, and each tile
+    assert len(lines) == 14                     # the settings, the files, and each tile
     journal.journal_file(out).write_text("".join(lines[:-1]))
     with pytest.raises(TypeError):                              # the last batch is asked again
         asked(scene, folder, "--geojson", out)
@@ -392,6 +392,24 @@ def test_a_file_that_is_there_is_written_over_only_when_told(scene, folder, tmp_
         asked(scene, folder, "--geojson", out)
     assert out.read_text() == "mine"
     assert asked(scene, folder, "--geojson", out, "--overwrite") == 0
+    (tmp_path / "a.csv").write_text("mine")             # the run's own layer is, another file not
+    with pytest.raises(UserError, match="a.csv: exists"):
+        asked(scene, folder, "--geojson", out, "--csv", tmp_path / "a.csv")
+    assert asked(scene, folder, "--geojson", out, "--csv", tmp_path / "b.csv", "--fresh") == 0
+    assert asked(scene, folder, "--geojson", out, "--csv", tmp_path / "b.csv") == 0
+
+
+def test_what_cannot_be_written_is_told_and_the_answers_so_far_are_kept(scene, folder, tmp_path,
+                                                                        monkeypatch):
+    def full(self, answers):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "a.geojson"
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.Journal, "write", full)
+        with pytest.raises(UserError, match="No space left .* the same command continues"):
+            asked(scene, folder, "--geojson", out)
+    assert asked(scene, folder, "--geojson", out) == 0
 
 
 def test_a_second_run_beside_the_first_is_refused(scene, folder, tmp_path):
@@ -412,7 +430,7 @@ def test_a_file_of_answers_that_is_none_is_refused_and_lines_that_are_none_are_a
     asked(scene, folder, "--geojson", out)
     whole = out.read_bytes()
     lines = file.read_text().splitlines()
-    lines[3:6] = ['{"tile": 2, "answers": [{"boxes": [["a", 1, 2, 3]]}, {"answer": 5}]}',
+    lines[4:7] = ['{"tile": 2, "answers": [{"boxes": [["a", 1, 2, 3]]}, {"answer": 5}]}',
                   '{"tile": "3", "answers": 7}', "[]"]
     file.write_text("\n".join(lines))
     asked(scene, folder, "--geojson", out)
@@ -431,7 +449,7 @@ def test_torchrun_shares_the_tiles(scene, folder, tmp_path):
     assert one.read_bytes() == two.read_bytes()
     assert len(journal.journal_files(two)) == 2
     shares = [len(journal.read_lines(file)) for file in journal.journal_files(two)]
-    assert sum(shares) == 13 and min(shares) >= 6
+    assert sum(shares) == 14 and min(shares) >= 6
     assert done.stdout.count("tiles") == 1                      # told once
 
 

@@ -115,8 +115,12 @@ class TiledScene:
         numbers = range(0, len(self.tiles), self.settings.batch_size)
         batches = [range(start, min(start + self.settings.batch_size, len(self.tiles)))
                    for start in numbers][rank::world_size]
-        pending = [batch for batch in batches if not all(i in done for i in batch)]
-        answers = {i: done[i] for batch in batches if batch not in pending for i in batch}
+        pending, answers = [], {}
+        for batch in batches:
+            if all(i in done for i in batch):
+                answers |= {i: done[i] for i in batch}
+            else:
+                pending.append(batch)
         rows = ((batch, [self.read_rows(i, questions, ids, prefix_len) for i in batch])
                 for batch in pending)
         with tqdm(total=sum(map(len, batches)), initial=len(answers), unit="tile",
@@ -169,11 +173,10 @@ class TiledScene:
                      ) -> Iterator[TileAnswers]:
         """tiles: of each tile the rows of its questions, or none."""
         ranked = self.settings.choices
-        rows = [row for own in tiles for row in own]
         generated = [row for own in tiles for row, asked in zip(own, questions, strict=False)
                      if asked.kind != "value" or not ranked]
         answer_rows(self.model, self.tokenizer, generated, self.sampling,
-                    max(1, len(rows)), self.grammar, self.settings.unconstrained)
+                    self.settings.batch_size, self.grammar, self.settings.unconstrained)
         for own in tiles:
             yield [self.tile_answer(row, asked) for row, asked in zip(own, questions, strict=True)
                    ] if own else None

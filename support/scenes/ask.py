@@ -9,7 +9,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -18,15 +17,16 @@ import torch
 from data import Tokenizer
 from projector import SkyEyeGPT
 from support.common import UserError
-from support.evaluation.runs import hash_weights
+from support.evaluation.runs import hash_weights, output_errors
 from support.scenes.answers import (
     SceneAnswer,
     SceneQuestion,
+    TileAnswers,
     TiledScene,
     TileSettings,
     scene_question,
 )
-from support.scenes.journal import Journal, begin, journal_file, settings_of
+from support.scenes.journal import Journal, begin, outputs_of, settings_of
 from support.scenes.layers import check_layer, check_picture, save_answers
 from support.scenes.raster import Scene, open_scenes
 from support.terminal.display import check_target, eprint
@@ -83,9 +83,10 @@ def start(config: Settings) -> None:
         raise UserError(f"--csv {config.csv}: a table is written as .csv")
     if config.save:
         check_picture(config.save)
-    for file in outputs(config):
-        known = journal_file(outputs(config)[0]).exists()      # of a run that is continued
-        check_target(file, config.images, config.overwrite or config.fresh or known)
+    files = outputs(config)
+    own = outputs_of(files[0]) if files else set()      # of a run that is continued
+    for file in files:
+        check_target(file, config.images, config.overwrite or str(file) in own)
     start_processes("cpu", int(os.environ.get("WORLD_SIZE", 1)), CONTINUE, hours=7 * 24)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -117,14 +118,11 @@ def ask_scene(model: SkyEyeGPT, tokenizer: Tokenizer, config: Settings, sampling
     rank, files = get_rank(), outputs(config)
     if rank == 0:
         tell(scenes, questions, tiled)
-    done = {}
     if files:
         record = run_record(config, settings, scenes, questions, sampling)
-        done = from_rank_0(lambda: begin(files[0], record, [asked.kind for asked in questions],
-                                         config.fresh))
-    with Journal(files[0], rank) if files else nullcontext() as journal:
-        own = tiled.ask(questions, done, journal.write if journal else lambda answers: None, rank,
-                        get_world_size())
+        own = answer_on_disk(tiled, questions, record, files, config.fresh)
+    else:
+        own = tiled.ask(questions, {}, lambda answers: None, rank, get_world_size())
     answers = dict(gather_lists(list(own.items())))
     if rank == 0:
         results = tiled.put_together(questions, answers)
@@ -136,6 +134,22 @@ def ask_scene(model: SkyEyeGPT, tokenizer: Tokenizer, config: Settings, sampling
         scene.close()
     finish_processes()
     return 0
+
+
+def answer_on_disk(tiled: TiledScene, questions: Sequence[SceneQuestion], record: dict,
+                   files: Sequence[Path], fresh: bool) -> dict[int, TileAnswers]:
+    """-> the answers of this process's tiles, which are kept beside the first of the files, and
+    those that are there already. UserError: they are of another run, or cannot be written."""
+    kinds, names = [asked.kind for asked in questions], list(map(str, files))
+    done = from_rank_0(lambda: begin(files[0], record, kinds, fresh, names))
+    with output_errors(files[0]), Journal(files[0], get_rank()) as journal:
+        if get_rank() == 0:
+            journal.add_outputs(names)
+        try:
+            return tiled.ask(questions, done, journal.write, get_rank(), get_world_size())
+        except KeyboardInterrupt:
+            eprint(f"chat.py: stopped; {CONTINUE}")
+            raise
 
 
 def run_record(config: Settings, settings: TileSettings, scenes: Sequence[Scene],

@@ -1,9 +1,9 @@
 """The answers of the tiles on the disk, beside the layer: a run that was stopped continues.
 
-OUTPUT.tiles.jsonl begins with a line of settings, what the answers depend on; then each tile that
-is answered has a line. Lines are only ever added, a batch at a time: of a run that was killed, the
-last line may be cut off, and that tile is asked again. With several processes each has a file of
-its own, OUTPUT.tiles.rankN.jsonl.
+OUTPUT.tiles.jsonl begins with a line of settings, what the answers depend on, and one of the files
+that the run writes, which it may write over; then each tile that is answered has a line. Lines are
+only ever added, a batch at a time: of a run that was killed, the last line may be cut off, and that
+tile is asked again. With several processes each has a file of its own, OUTPUT.tiles.rankN.jsonl.
 """
 import fcntl
 import json
@@ -54,13 +54,20 @@ def read_lines(file: Path) -> list[dict]:
     return rows
 
 
-def begin(output: Path, settings: dict, kinds: Sequence[str], fresh: bool
-          ) -> dict[int, TileAnswers]:
+def outputs_of(output: Path) -> set[str]:
+    """The files that the run of this file writes, or has written."""
+    file = journal_file(output)
+    rows = read_lines(file) if file.is_file() else []
+    return {str(name) for row in rows for name in row.get("outputs") or ()}
+
+
+def begin(output: Path, settings: dict, kinds: Sequence[str], fresh: bool,
+          outputs: Sequence[str] = ()) -> dict[int, TileAnswers]:
     """-> the tiles that are answered already; none with `fresh`, which deletes them. To be called
     by one process.
 
-    kinds: of the questions' answers. UserError: they were answered with other settings, or another
-    run is at it.
+    kinds: of the questions' answers; outputs: the files that the run writes. UserError: they were
+    answered with other settings, or another run is at it.
     """
     settings = json.loads(json.dumps(settings))                 # lists, no tuples
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +78,7 @@ def begin(output: Path, settings: dict, kinds: Sequence[str], fresh: bool
                 old.unlink()
     rows = {path: read_lines(path) for path in journal_files(output)}
     if not any(rows.values()):
-        text = json.dumps({"settings": settings}) + "\n"
+        text = f'{json.dumps({"settings": settings})}\n{json.dumps({"outputs": list(outputs)})}\n'
         write_atomic(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return {}
     first = rows.get(file) or [{}]
@@ -132,6 +139,12 @@ class Journal:
         if path.stat().st_size and not read_bytes(path).endswith(b"\n"):
             self.file.write("\n")               # after a line that was cut off
         return self
+
+    def add_outputs(self, names: Sequence[str]) -> None:
+        """That the run writes these files too."""
+        if not set(names) <= outputs_of(self.output):
+            self.file.write(json.dumps({"outputs": list(names)}) + "\n")
+            self.file.flush()
 
     def write(self, answers: dict[int, TileAnswers]) -> None:
         self.file.write("".join(json.dumps({"tile": number, "answers": own}) + "\n"
