@@ -210,6 +210,36 @@ def test_a_file_whose_parts_are_too_large_to_decode_is_refused(tmp_path, monkeyp
         open_scene(path)
 
 
+@needs_rasterio
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path):
+    values = (WAVES[..., :3] * 3000 + 1).astype(np.uint16)
+    path, rng, told = tmp_path / "a.tif", np.random.default_rng(0), 0
+    write(path, values, tiled=True, blockxsize=32, blockysize=32, compress="deflate", nodata=0)
+    whole = path.read_bytes()
+    for number in range(150):
+        content = np.frombuffer(whole, np.uint8).copy()
+        # Its header and tags lie in front, where half of the changes go.
+        end = 2000 if number % 2 else len(content)
+        content[rng.integers(0, end, 6)] = rng.choice([0, 1, 255, int(rng.integers(256))], 6)
+        path.write_bytes(content.tobytes()[:len(content) - int(rng.integers(2)) * 900])
+        try:
+            scene = open_scene(str(path))
+            scene.read((0, 0, *scene.size), (30, 20))
+            scene.close()
+        except UserError as error:
+            told += 1
+            assert "\n" not in str(error) and str(error).startswith(f"{path}: ")
+    assert 20 < told < 150
+
+
+@needs_rasterio
+def test_a_scene_of_absurd_size_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.tif", (WAVES[..., :3] * 255).astype(np.uint8))
+    monkeypatch.setattr(raster, "MAX_SCENE_PIXELS", 1000)
+    with pytest.raises(PictureError, match="160 x 120 pixels, at most"):
+        open_scene(path)
+
+
 # ---- several dates -------------------------------------------------------------------------------
 
 @needs_rasterio

@@ -161,6 +161,7 @@ def run_record(config: Settings, settings: TileSettings, scenes: Sequence[Scene]
         [scene.path for scene in scenes], [asked.question for asked in questions],
         tiles=settings.side, overlap=settings.overlap, scale=settings.scales, rank=settings.choices,
         batch_size=settings.batch_size, bands=config.bands, free=settings.unconstrained,
+        stretch=[scene.ranges for scene in scenes],
         model=[f"{name} {digest}" for name, digest in hash_weights(Path(config.model)).items()],
         dtype=config.dtype, bits=config.bits, **decoding)
 

@@ -52,6 +52,7 @@ CACHE_BYTES = 256 * 2**20           # of decoded blocks, which GDAL keeps
 WARP_MEGABYTES = 64                 # for resampling a second date
 SAMPLE_SIDE = 1024                  # of the reduced scene that the percentiles are computed from
 PALETTE = 3                         # a photometric interpretation
+MAX_SCENE_PIXELS = 100_000_000_000  # a scene of more is refused
 GEO_KEYS_TAG = 34735                # of a TIFF that names its coordinate system
 
 
@@ -61,6 +62,8 @@ class Scene(Protocol):
     size: tuple[int, int]               # width, height
     note: str                           # "" or what the user should know
     georeference: Georeference | None   # where it lies; None: not known
+    ranges: list[tuple[float, float]]   # of each band the values that become black and white; []:
+                                        # they are shown as they are, or it was read whole
 
     def read(self, window: Window, size: tuple[int, int]) -> Image.Image | None:
         """The window as RGB of `size`, at most its own; None where it is empty. PictureError."""
@@ -128,7 +131,7 @@ class PictureScene:
                                  f"{LARGE_PIXELS // 10**6} million, do not go into tiles at their "
                                  f"full size; {advice}")
         self.path, self.size, self.image = path, picture.size, picture.image
-        self.georeference = None
+        self.georeference, self.ranges = None, []
         placed = is_tiff and has_coordinate_system(path)
         self.note = join_notes(picture.note, f"its coordinates are not read; {NEEDS_RASTERIO} "
                                "adds that" if placed else "")
@@ -162,7 +165,7 @@ class RasterScene:
             self.photometric = check_tiff(path)
         with rasterio_settings() as rasterio:
             self.dataset = self.source = rasterio.open(path, driver=driver)
-        self.size = self.dataset.width, self.dataset.height
+        self.size = check_area((self.dataset.width, self.dataset.height))
         self.georeference, note = read_georeference(self.dataset)
         self.choose(bands)
         self.ranges = self.find_ranges()
@@ -288,9 +291,18 @@ def rasterio_settings():
         yield rasterio
 
 
+def check_area(size: tuple[int, int]) -> tuple[int, int]:
+    """-> the same width and height. PictureError: too many pixels."""
+    if size[0] * size[1] > MAX_SCENE_PIXELS:
+        raise PictureError(f"{size[0]} x {size[1]} pixels, at most {MAX_SCENE_PIXELS // 10**6:,} "
+                           "million are read; cut it into smaller scenes")
+    return size
+
+
 def check_tiff(path: str) -> int:
     """-> its photometric interpretation. PictureError: it is cut off, or has no RGB in it."""
     tiff = read_tiff_info(path)
+    check_area(tiff.size)
     if missing := read_missing(path):
         complete = "; is the file complete?" if "cut off" in missing else ""
         raise PictureError(f"{missing}{complete}")
