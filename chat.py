@@ -317,6 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         task_of(question.strip())               # report an unknown task before reading the model
     interactive = not config.prompt and is_interactive()
     in_tiles = config.tiles and not interactive
+    scenes.check_flags(config, interactive)
     if config.each:
         check_flags(config)
     elif in_tiles:

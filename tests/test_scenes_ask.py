@@ -124,6 +124,17 @@ def test_flags_that_do_not_fit_are_refused(flags, why, scene, folder, monkeypatc
     assert not list(Path().glob("*.tiles*"))
 
 
+@pytest.mark.parametrize(("flags", "why"), [
+    ("--each --tiles 99", "leave out one"), ("--tiles 99 --compile", "leave out --compile"),
+    ("--tiles 99 --conversation", "leave out --conversation"),
+    ("--geojson a.geojson", "--geojson goes with --tiles"), ("--csv a.csv", "--csv goes with"),
+    ("--fresh", "--fresh goes with"), ("--rank yes no", "--rank goes with"),
+    ("--overlap 0", "--overlap goes with"), ("--scale 0.5", "--scale goes with")])
+def test_flags_that_would_do_nothing_are_refused_before_the_model_is_read(flags, why):
+    with pytest.raises(UserError, match=why):
+        run("a.png", "--model", "nowhere", "--prompt", "is it?", *flags.split())
+
+
 # ---- the tiles -----------------------------------------------------------------------------------
 
 def tiled(scene, folder, **more):

@@ -46,6 +46,9 @@ class Settings(Protocol):
     """What is used of chat.ChatConfig."""
     images: Sequence[str]
     prompt: Sequence[str]
+    each: bool
+    conversation: bool | None
+    compile: bool
     tiles: int
     overlap: int | None
     scale: Sequence[float]
@@ -72,8 +75,26 @@ CONTINUE = "the same command continues"
 
 # ---- the flags -----------------------------------------------------------------------------------
 
+def check_flags(config: Settings, interactive: bool) -> None:
+    """UserError: flags that do not go together, or that would do nothing."""
+    if config.tiles and config.each:
+        raise UserError("--tiles asks about one scene, --each about many pictures: leave out one")
+    if config.tiles and not interactive:
+        if config.compile:
+            raise UserError("--tiles answers in batches: leave out --compile")
+        if config.conversation:
+            raise UserError("--tiles asks each question alone: leave out --conversation")
+        return
+    written = {"--geojson": config.geojson, "--csv": config.csv, "--fresh": config.fresh}
+    asked = {"--overlap": config.overlap is not None, "--rank": config.rank,
+             "--scale": tuple(config.scale) != (1.0,)}      # of use at a terminal, after /tiles
+    for flag, given in (written | ({} if interactive else asked)).items():
+        if given:
+            raise UserError(f"{flag} goes with --tiles and --prompt (or questions from a pipe)")
+
+
 def start(config: Settings) -> None:
-    """Before the model is read: check the flags, and connect the processes of torchrun. UserError.
+    """Before the model is read: check the files, and connect the processes of torchrun. UserError.
     """
     if not config.images:
         raise UserError("--tiles: name a scene; several are dates of one place")
