@@ -483,6 +483,8 @@ def test_tiles_can_be_turned_on_in_a_conversation(scene, folder, tmp_path, capsy
     assert Image.open(tmp_path / "a.jpg").size == (130, 90)
     with pytest.raises(UserError, match="--overwrite"):
         run_command(session, f"/save {tmp_path / 'a.jpg'}")
+    with pytest.raises(UserError, match="no picture"):
+        ask.ask_in_session(make_session(folder), "[detection] ships", config)
     run_command(session, "/tiles 0")
     assert session.tiles == 0 and session.save_scene is None
 

@@ -105,6 +105,17 @@ def test_a_window_of_8_bits_has_the_pixels_of_the_file_and_of_read_picture(tmp_p
 
 
 @needs_rasterio
+def test_jpeg_2000_of_16_bits_is_read_by_windows_too(tmp_path):
+    from rasterio.shutil import copy
+    values = (WAVES[..., :3] * 3000 + 500).astype(np.uint16)
+    tiff = write(tmp_path / "a.tif", values, photometric="rgb")
+    copy(tiff, tmp_path / "a.jp2", driver="JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES")
+    one, two = open_scene(tiff), open_scene(str(tmp_path / "a.jp2"))
+    assert isinstance(two, RasterScene) and two.georeference == one.georeference
+    assert (pixels(two, (30, 20, 90, 80)) == pixels(one, (30, 20, 90, 80))).all()
+
+
+@needs_rasterio
 def test_all_windows_share_one_stretch(tmp_path):
     values = (WAVES[..., :3] * 3000 + 500).astype(np.uint16)
     values[:60] //= 4                                           # the upper half is darker

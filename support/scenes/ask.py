@@ -207,6 +207,8 @@ def ask_in_session(session: Session, question: str, config: Settings) -> None:
     """At a terminal, after /tiles: print the answer about the whole scene that is looked at; /save
     writes it. UserError."""
     conversation = session.conversation
+    if not conversation.paths:
+        raise UserError("/tiles: there is no picture to cut into tiles; /image FILE opens one")
     asked = scene_question(question, auto_task=False)
     settings = tile_settings(config, [asked], session.tiles)
     scenes = open_scenes(list(dict.fromkeys(conversation.paths)), config.bands)
