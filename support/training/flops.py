@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora import LoRAConfig
 from projector import SkyEyeConfig
+from vit import ViTConfig
 
 
 def count_flops(config: SkyEyeConfig, batch: dict[str, Tensor | None], tune: str,
@@ -34,7 +35,7 @@ def count_flops(config: SkyEyeConfig, batch: dict[str, Tensor | None], tune: str
     grad = tune == "full"
     if batch["images"] is not None:
         if batch["images"].ndim == 4:               # pixels; else the encoder's output is there
-            counter.vision_encoder(config, len(batch["images"]))
+            counter.vision_encoder(config.vit, len(batch["images"]))
         grad = counter.projector(config, len(batch["images"]))
     for _ in range(llama.depth - 1):
         grad = counter.decoder_layer(llama.width, llama.mlp_width, tokens, tokens, all_pairs, grad)
@@ -45,11 +46,13 @@ def count_flops(config: SkyEyeConfig, batch: dict[str, Tensor | None], tune: str
 
 class FlopCounter:
     """Adds up FLOPs in `total`. The methods take whether their input needs a gradient (`grad`) and
-    return whether their output does."""
+    return whether their output does. tune: of train.TrainConfig; "": nothing is trained, only the
+    forward pass is counted."""
 
-    def __init__(self, lora: LoRAConfig | None, tune: str, train_vit: bool):
+    def __init__(self, lora: LoRAConfig | None, tune: str = "", train_vit: bool = False):
         self.lora, self.train_vit = lora, train_vit
-        self.train_base, self.train_lora = tune == "full", tune != "projector"
+        self.train_base, self.train_projector = tune == "full", bool(tune)
+        self.train_lora = tune not in ("", "projector")
         self.total = 0.0
 
     def matmul(self, n: int, m: int, tokens: int, grad: bool, trained: bool) -> bool:
@@ -62,22 +65,34 @@ class FlopCounter:
         self.total += 2.0 * n * m * tokens * products
         return grad or trained
 
-    def vision_encoder(self, config: SkyEyeConfig, count: int) -> None:
+    def vision_encoder(self, config: ViTConfig, count: int) -> None:
         """For so many pictures."""
-        vit, trained = config.vit, self.train_vit
-        P = vit.grid ** 2
-        self.matmul(3 * vit.patch_size ** 2, vit.width, count * P, False, trained)
-        positions = count * vit.depth * (P + 1)                     # with the class token
-        self.matmul(vit.width, 4 * vit.width + 2 * vit.mlp_width, positions, trained, trained)
-        attention = 2.0 * vit.width * positions * (P + 1)           # scores, or weighted sums
-        self.total += attention * (6 if trained else 2)             # and two gradients of each
+        self.patch_embed(config, count)
+        for _ in range(config.depth):
+            self.vision_attention(config, count)
+            self.vision_mlp(config, count)
+
+    def patch_embed(self, config: ViTConfig, count: int) -> None:
+        patches = count * config.grid ** 2
+        self.matmul(3 * config.patch_size ** 2, config.width, patches, False, self.train_vit)
+
+    def vision_attention(self, config: ViTConfig, count: int) -> None:
+        """Of one block; a picture's positions are its patches and the class token."""
+        trained, P = self.train_vit, config.grid ** 2 + 1
+        self.matmul(config.width, 4 * config.width, count * P, trained, trained)
+        products = 6 if trained else 2          # scores and weighted sums, and two gradients of each
+        self.total += 2.0 * config.width * count * P * P * products
+
+    def vision_mlp(self, config: ViTConfig, count: int) -> None:
+        positions = count * (config.grid ** 2 + 1)
+        self.matmul(config.width, 2 * config.mlp_width, positions, self.train_vit, self.train_vit)
 
     def projector(self, config: SkyEyeConfig, count: int) -> bool:
-        tokens, D = count * config.visual_tokens, config.llama.width
-        self.matmul(config.patches_per_token * config.vit.width, D, tokens, self.train_vit, True)
+        tokens, D, trained = count * config.visual_tokens, config.llama.width, self.train_projector
+        self.matmul(config.patches_per_token * config.vit.width, D, tokens, self.train_vit, trained)
         if config.projector != "linear":                            # a second layer
-            self.matmul(D, D, tokens, True, True)
-        return True
+            self.matmul(D, D, tokens, trained, trained)
+        return trained
 
     def linear(self, name: str, n: int, m: int, tokens: int, grad: bool) -> bool:
         """A linear layer of the language model, with its LoRA if it has one."""
@@ -98,18 +113,24 @@ class FlopCounter:
                       ) -> bool:
         """tokens: positions with key and value; queries: positions whose output is needed; pairs:
         of a query and a key it attends to."""
+        h = self.attention(D, tokens, queries, pairs, grad) or grad             # residual
+        return self.mlp(D, mlp, queries, h) or h                                # residual
+
+    def attention(self, D: int, tokens: int, queries: int, pairs: int, grad: bool) -> bool:
         q = self.linear("q_proj", D, D, queries, grad)
         k = self.linear("k_proj", D, D, tokens, grad)
         v = self.linear("v_proj", D, D, tokens, grad)
         # Scores q k^T and weighted sums of v; gradients of q, of k, of v and of the weights.
         products = 2 + sum([q, k, v, q or k])
         self.total += 2.0 * D * pairs * products
-        h = self.linear("o_proj", D, D, queries, q or k or v) or grad           # residual
+        return self.linear("o_proj", D, D, queries, q or k or v)
+
+    def mlp(self, D: int, mlp: int, queries: int, grad: bool) -> bool:
         if self.lora and self.lora.experts:
-            self.matmul(D, self.lora.experts, queries, h, self.train_lora)      # the router
-        gate = self.linear("gate_proj", D, mlp, queries, h)
-        up = self.linear("up_proj", D, mlp, queries, h)
-        return self.linear("down_proj", mlp, D, queries, gate or up) or h       # residual
+            self.matmul(D, self.lora.experts, queries, grad, self.train_lora)   # the router
+        gate = self.linear("gate_proj", D, mlp, queries, grad)
+        up = self.linear("up_proj", D, mlp, queries, grad)
+        return self.linear("down_proj", mlp, D, queries, gate or up)
 
 
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
