@@ -121,6 +121,10 @@ class ChatConfig:
     overwrite: bool = option(False, "let --save and /save write over a file that exists; a picture "
         "that is shown is never written over")
     json: bool = option(False, "print one JSON object a line: question, answer, boxes in pixels")
+    explain: str | None = option(None, "after each answer print the way of picture and question "
+        "through the model, step by step; with a file, draw there where it looks", nargs="?",
+        const="", metavar="FILE")
+    lora: bool = option(True, "--no-lora explains, and compares with the model without its LoRA")
     preview: bool | None = option(None, "show pictures in the terminal, as half-block characters",
                                   type=bool, default_text="on where it has 24-bit color")
 
@@ -350,7 +354,7 @@ def main(argv: list[str] | None = None) -> int:
         interactive,
         preview=supports_color() if config.preview is None else config.preview,
         auto_task=config.auto_task, overwrite=config.overwrite, as_json=config.json,
-        tiles=config.tiles)
+        tiles=config.tiles, explain=config.explain, lora=config.lora)
 
     # 3 the loop: read a line, obey a command or ask a question, print the answer and its boxes
     exit_code = 0

@@ -8,6 +8,7 @@ an image slot: the model fills the slots, in order, with the visual tokens of th
 
     python projector.py --llama DIR --vit FILE --adapter FILE --out DIR     downloads to a folder
     python projector.py --model out/stage2 --out DIR                        the LoRA merged
+    python projector.py --explain skyeyegpt                                 sizes, without weights
 
 Sources: SkyEyeGPT, arXiv 2401.09712 section 3.1; MiniGPT-v2, arXiv 2310.09478 section 2.1;
 https://github.com/Vision-CAIR/MiniGPT-4/blob/d94738a/minigpt4/models/minigpt_v2.py

@@ -21,7 +21,7 @@ LAYERS = (
     {"data", "support.checkpoints.load", "support.inference.generation"},
     {"projector"},
     {"support.training", "support.metrics", "support.evaluation", "support.terminal",
-     "support.tools", "support.building", "support.scenes"},
+     "support.tools", "support.building", "support.scenes", "support.explain"},
     {"train", "eval", "chat"},
 )
 FILES = sorted([f"{name}.py" for name in EIGHT] + [

@@ -75,12 +75,13 @@ def print_detections(detections: Sequence[Detection], names: Sequence[str],
 
 
 def print_json_answer(question: str, answer: str, detections: Sequence[Detection],
-                      names: Sequence[str], **more: str) -> None:
+                      names: Sequence[str], explanation: dict | None = None, **more: str) -> None:
     """An answer as one line of JSON: `answer` as it was generated, `text` as a person sees it.
-    more: fields that come first."""
+    explanation: of --explain, the last field; more: fields that come first."""
     boxes = [detection.to_json(names) for detection in detections]
+    last = {} if explanation is None else {"explanation": explanation}
     print(json.dumps(more | {"question": question, "answer": answer,
-                             "text": readable_text(answer)[0], "boxes": boxes}), flush=True)
+                             "text": readable_text(answer)[0], "boxes": boxes} | last), flush=True)
 
 
 def print_json_error(question: str, error: Exception, **more: str) -> None:

@@ -52,6 +52,8 @@ class Settings(Protocol):
     free: bool
     save: Path | None
     json: bool
+    explain: str | None
+    lora: bool
 
 
 @dataclass
@@ -81,6 +83,8 @@ def check_flags(config: Settings) -> None:
         raise UserError("--each asks each question alone: leave out --conversation")
     if config.compile:
         raise UserError("--each answers in batches: leave out --compile")
+    if config.explain is not None or not config.lora:
+        raise UserError("--explain explains an answer of a conversation: leave out --each")
     if config.save and config.save.suffix:
         raise UserError(f"--save {config.save}: with --each it is a folder, as --save boxes")
 

@@ -12,6 +12,12 @@ from typing import Protocol
 
 from data import IDENTIFIERS
 from support.common import UserError
+from support.explain.command import (
+    Explanation,
+    explain_answer,
+    explanation_to_json,
+    print_explanation,
+)
 from support.images.clips import natural_key
 from support.images.read import Picture
 from support.terminal.answers import LEFT_OUT, readable_text
@@ -92,12 +98,17 @@ class Session:
 
     def __init__(self, conversation: Conversation, interactive: bool = False,
                  preview: bool = False, auto_task: bool = False, overwrite: bool = False,
-                 as_json: bool = False, tiles: int = 0):
+                 as_json: bool = False, tiles: int = 0, explain: str | None = None,
+                 lora: bool = True):
         """interactive: a person at a terminal; preview: show pictures there; auto_task: rewrite
         plain requests as task prompts; overwrite: save over files that exist; as_json: answers are
-        lines of JSON, which hold their questions; tiles: as /tiles sets it."""
+        lines of JSON, which hold their questions; tiles: as /tiles sets it; explain: each answer,
+        "" in text alone, else with a sheet in this file too; lora=False: compare with the model
+        without its LoRA. UserError: the sheet's file exists, or it is one of the pictures."""
         self.interactive, self.preview, self.auto_task = interactive, preview, auto_task
-        self.overwrite, self.as_json = overwrite, as_json
+        self.overwrite, self.as_json, self.lora = overwrite, as_json, lora
+        self.explain = "" if explain is None and not lora else explain
+        self.sheets = 0                                                 # written so far
         self.told_save = False                                          # that /save draws boxes
         self.task = ""                                                  # or "[refer] ", say
         self.tiles = tiles                                              # their side; 0: none
@@ -105,6 +116,8 @@ class Session:
         self.conversations: dict[tuple[FileKey, ...], Conversation] = {}        # numbered from 1
         self.recent: list[Conversation] = []                            # the current one is last
         self.select(conversation)
+        if self.explain:
+            check_target(Path(self.explain), conversation.paths, overwrite)
 
     @property
     def conversation(self) -> Conversation:
@@ -166,9 +179,30 @@ class Session:
                 eprint(told)
             return
         file = Path(names[0])
-        shown = [path for own in self.conversations.values() for path in own.paths]
-        check_target(file, shown, overwrite or self.overwrite)
+        check_target(file, self.shown_paths(), overwrite or self.overwrite)
         self.conversation.save(file)
+
+    def explanation(self, sheet: str, lora: bool = True, overwrite: bool = False) -> Explanation:
+        """Of the last answer; sheet: the file to draw it in, "" for none. UserError: as save and
+        explain_answer."""
+        if sheet:
+            check_target(Path(sheet), self.shown_paths(), overwrite or self.overwrite)
+        found, told = explain_answer(self.conversation, Path(sheet) if sheet else None, lora)
+        if told:
+            eprint(told)
+        return found
+
+    def next_sheet(self) -> str:
+        """--explain's file, and for the answers after the first NAME_2.png, NAME_3.png, .."""
+        self.sheets += 1
+        file = Path(self.explain)
+        if not self.explain or self.sheets == 1:
+            return self.explain
+        return str(file.with_name(f"{file.stem}_{self.sheets}{file.suffix}"))
+
+    def shown_paths(self) -> list[str]:
+        """The pictures of all conversations."""
+        return [path for own in self.conversations.values() for path in own.paths]
 
     def listing(self) -> str:
         """All sets of pictures with their numbers, * before the current one."""
@@ -184,13 +218,16 @@ class Session:
 
 
 def show_answer(session: Session) -> None:
-    """What follows the last answer when it has been printed: its boxes, and once, that /save draws
-    them; as JSON, all of it."""
+    """What follows the last answer when it has been printed: its boxes, once, that /save draws
+    them, and with --explain how it came; as JSON, all of it."""
     conversation = session.conversation
     question, answer = conversation.turns[-1] if conversation.turns else ("", "")
     detections, names = conversation.detections(), conversation.paths
+    explained = session.explain is not None and bool(conversation.turns)
     if session.as_json:
-        print_json_answer(question, answer, detections, names)
+        found = session.explanation(session.next_sheet(), session.lora) if explained else None
+        print_json_answer(question, answer, detections, names, found and explanation_to_json(
+            conversation.tokenizer, found))
         return
     print()
     print_detections(detections, names, conversation.pictures if session.preview else ())
@@ -199,6 +236,9 @@ def show_answer(session: Session) -> None:
     if detections and session.interactive and not session.told_save:
         eprint("(/save draws the boxes on the picture, in a file beside it)")
         session.told_save = True
+    if explained:
+        print_explanation(conversation.tokenizer, session.explanation(session.next_sheet(),
+                                                                      session.lora))
 
 
 def describe_pictures(conversation: Conversation) -> str:
@@ -225,6 +265,9 @@ HELP = """/image FILE ..  switch to other pictures; /image 1: return to the firs
                 /save FILE --overwrite writes over a file that exists; /save alone: the picture
                 with its boxes as NAME_boxes.png beside it; after an answer in tiles: .geojson,
                 .csv, or .png, the scene with its boxes or tiles
+/explain        how the last answer came: the way through the model, each token's alternatives;
+                /explain FILE.png draws where it looked; /explain --no-lora compares with the
+                model without its LoRA
 /help           this text
 /quit           leave, also with Ctrl-D; Ctrl-C stops an answer
 Tasks: """ + " ".join(f"[{name}]" for name in IDENTIFIERS) + """
@@ -267,6 +310,11 @@ def run_command(session: Session, line: str) -> str | None:
         case "/save":
             session.save([name for name in arguments if name != "--overwrite"],
                          "--overwrite" in arguments)
+        case "/explain":
+            files = [name for name in arguments if not name.startswith("--")]
+            print_explanation(conversation.tokenizer, session.explanation(
+                files[0] if files else "", not {"--no-lora", "--no_lora"} & set(arguments),
+                "--overwrite" in arguments))
         case "/help":
             eprint(HELP)
         case "/quit" | "/exit":

@@ -3,6 +3,7 @@
     --llama DIR --vit FILE --adapter FILE --out DIR      the downloads of SkyEyeGPT or MiniGPT-v2
     --llama DIR --out DIR                                a whole LLaVA-1.5
     --model DIR --form FORM --out DIR                    a model folder for other programs
+    --explain NAME                                       nothing is written: a model's sizes
 
 Everything is checked before anything is written. Tensors are read and written one after the other,
 so that a model of 14 GB needs the memory of one shard.
@@ -49,6 +50,7 @@ from support.checkpoints.load import (
 )
 from support.checkpoints.names import is_adapter_name
 from support.common import UserError, option, parse_config, write_atomic
+from support.explain import sizes
 from vit import ViTConfig
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -78,6 +80,8 @@ class ConvertConfig:
     form: str = option("merged", "with --model, the form to write; "
                        + "; ".join(f"{form}: {text}" for form, text in FORMS.items()),
                        choices=tuple(FORMS))
+    explain: str = option("", "print the shapes, parameters, FLOPs and memory of a preset or a "
+                          "model folder, without its weights", metavar="NAME")
     dtype: str = option("bf16", "with --model, the type of merged weights", choices=tuple(DTYPES))
 
 
@@ -89,6 +93,9 @@ def parse_args(argv: Sequence[str] | None = None) -> ConvertConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """UserError and OSError are for the caller to print."""
     args = parse_args(argv)
+    if args.explain:
+        sizes.explain(args.explain)
+        return
     if bool(args.llama) == bool(args.model):
         raise UserError("name either --llama, to convert downloads, or --model, to export a model")
     if not args.out:

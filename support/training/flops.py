@@ -80,7 +80,7 @@ class FlopCounter:
         """Of one block; a picture's positions are its patches and the class token."""
         trained, P = self.train_vit, config.grid ** 2 + 1
         self.matmul(config.width, 4 * config.width, count * P, trained, trained)
-        products = 6 if trained else 2          # scores and weighted sums, and two gradients of each
+        products = 6 if trained else 2          # scores, weighted sums; and two gradients of each
         self.total += 2.0 * config.width * count * P * P * products
 
     def vision_mlp(self, config: ViTConfig, count: int) -> None:
