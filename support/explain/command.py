@@ -82,7 +82,8 @@ def last_turn(conversation: Conversation) -> tuple[list[int], list[int]]:
     ids, _, _ = encode_conversation(tokenizer, turns, config.visual_tokens,
                                     len(conversation.pictures), config.prompt)
     tokens = conversation.cached_ids[len(ids):]
-    if conversation.cached_ids[:len(ids)] != ids or tokenizer.decode(tokens) != answer:
+    kept = tokenizer.decode(tokens).rstrip("\ufffd") == answer.rstrip("\ufffd")
+    if not kept or conversation.cached_ids[:len(ids)] != ids:
         tokens = tokenizer.encode(answer)
     if constraint.ended or not tokens:
         tokens = [*tokens, tokenizer.eos]

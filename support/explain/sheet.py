@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -154,22 +155,23 @@ def draw_head(canvas: Canvas, seen: Image.Image, question: str, answer: str, box
     canvas.paragraph(answer, color="#0a58ca")
     grid, chosen = config.vit.grid, spread_evenly(len(patches), MOST_LAYERS)
     patch = middle_patch(boxes, config)
+    others = patches.index_fill(1, torch.tensor([patch]), 0)                  # [blocks, P]
     cell = [100 * side / grid for side in (patch % grid, patch // grid, patch % grid + 1,
                                            patch // grid + 1)]
     canvas.y += MARGIN
-    canvas.paragraph("Vision encoder: where the framed patch looks, by the mean over heads; in "
-                     "percent, what all patches got, the class token got the rest")
+    canvas.paragraph("Vision encoder: where the framed patch looks beside itself, by the mean over "
+                     "heads; in percent, what the other patches got")
     first, *places = columns(1 + len(chosen))
     shown = seen.copy()
     outline(shown, boxes)
     canvas.tile(first, shown)
     for x, layer in zip(places, chosen, strict=True):
-        tile = heat_tile(seen, patches[layer].unflatten(0, (grid, grid)))
+        tile = heat_tile(seen, others[layer].unflatten(0, (grid, grid)))
         outline(tile, [tuple(cell)])
         canvas.tile(x, tile)
     canvas.y += TILE + 2
     for x, layer in zip(places, chosen, strict=True):
-        canvas.text(x, f"block {layer + 1}: {patches[layer].sum():.0%}", "#555555")
+        canvas.text(x, f"block {layer + 1}: {others[layer].sum():.0%}", "#555555")
     canvas.y += FONT + 3 * MARGIN
 
 
