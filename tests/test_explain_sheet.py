@@ -1,13 +1,17 @@
 """The sheet shows the words of an answer where the model looked for them."""
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import tiny
+from conversations import make_conversation
 from data import Tokenizer
 from support.common import UserError
 from support.explain.attention import Reading, patch_attention, read_answer
+from support.explain.command import draw_answer, images_of, last_turn
 from support.explain.sheet import (
     HEAT,
     TILE,
@@ -116,3 +120,19 @@ def test_a_sheet_is_written_as_a_picture_and_as_nothing_else(tmp_path):
     assert Image.open(tmp_path / "a.png").size == (5, 7)
     assert "a sheet is a picture" in tiny.refusal(UserError, save_sheet, tmp_path / "a.txt", sheet)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_sheet_of_the_front_page_is_what_the_shipped_model_gives():
+    """Made again by the command above it, with another name; floats differ between processors."""
+    shown = tiny.ROOT / "examples/forest_explain.png"
+    readme = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
+    name, question = re.search(r'chat.py (\S+) --prompt "(.+)" --explain sheet.png',
+                               readme).groups()
+    assert f"](examples/{shown.name})" in readme
+    conversation = make_conversation(tiny.ROOT / "weights/nano", [tiny.ROOT / name], 60)
+    list(conversation.ask(question))
+    ids, tokens = last_turn(conversation)
+    reading = read_answer(conversation.model, ids, tokens, conversation.encode_images())
+    drawn = np.asarray(draw_answer(conversation, reading, images_of(conversation))).astype(int)
+    stored = np.asarray(Image.open(shown).convert("RGB")).astype(int)
+    assert drawn.shape == stored.shape and abs(drawn - stored).mean() < 0.5
