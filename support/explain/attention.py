@@ -111,9 +111,11 @@ def read_answer(model: SkyEyeGPT, ids: Sequence[int], tokens: Sequence[int], ima
         for handle in handles:
             handle.remove()
     # The logit lens: each layer's output through the last norm and the head.
-    by_layer = [network.lm_head(network.model.norm(h)).float().softmax(-1) for h in hidden]
-    best = [layer.max(-1) for layer in by_layer]                              # L x [A]
-    last = by_layer[-1].cpu()                                                 # [A, V]
+    best = []
+    for h in hidden:
+        p = network.lm_head(network.model.norm(h)).float().softmax(-1)        # [A, V]
+        best.append(p.max(-1))                                                # [A] each
+    last = p.cpu()                                                            # of the last layer
     probabilities, likeliest = last.topk(min(LIKELIEST, last.shape[-1]))
     return Reading(list(ids), list(tokens), torch.stack(attention),
                    torch.stack(hidden).float().cpu(),

@@ -1,7 +1,7 @@
 """How large a model is, without its weights: `python projector.py --explain skyeyegpt`.
 
 The forward pass runs on PyTorch's meta device, where tensors have shapes and no numbers. Memory is
-counted in bytes, 1 GB = 1e9, and is that of tensors; what a program, CUDA and the allocator take
+counted in bytes, 1G = 1e9, and is that of tensors; what a program, CUDA and the allocator take
 comes on top.
 
 A training step holds, at the end of its forward pass and in its backward pass,
@@ -200,8 +200,8 @@ def explain(name: str) -> None:
     print_columns(part_rows(model, steps))
     print()
     print_columns(memory_rows(config))
-    print(f"\na training step on one such row, {ANSWER_TOKENS} of its tokens learned, AdamW, "
-          "arithmetic in bf16")
+    print(f"\nbytes of a training step on one such row, {ANSWER_TOKENS} of its tokens learned, "
+          "AdamW, arithmetic in bf16")
     print_columns(training_rows(config))
 
 
@@ -220,21 +220,20 @@ def part_rows(model: SkyEyeGPT, steps: list) -> list[tuple[str, ...]]:
 def memory_rows(config: SkyEyeConfig) -> list[tuple[str, ...]]:
     """Weights at every --bits, and what a token and a full context take in the KV cache."""
     full = cache_bytes(config) * config.llama.max_positions
-    return [("memory", "GB", ""),
-            *((f"weights, --bits {bits}", f"{weight_bytes(config, bits) / 1e9:.3f}", text)
+    return [("memory", "bytes", ""),
+            *((f"weights, --bits {bits}", short(weight_bytes(config, bits)), text)
               for bits, text in ((16, "bf16"), (8, "linear layers"), (
                   4, "those of the language model; head, vision encoder: 8"))),
-            ("KV cache, a token", f"{cache_bytes(config) / 1e9:.6f}",
+            ("KV cache, a token", short(cache_bytes(config)),
              "bf16, on a GPU; float32 and twice that on a CPU"),
-            (f"KV cache, {config.llama.max_positions:,}", f"{full / 1e9:.3f}",
-             "a full context, one row")]
+            (f"KV cache, {config.llama.max_positions:,}", short(full), "a full context, one row")]
 
 
 def training_rows(config: SkyEyeConfig) -> list[tuple[str, ...]]:
-    rows = [("--tune", "trained", "weights GB", "gradients", "optimizer", "activations", "sum")]
+    rows = [("--tune", "trained", "weights", "gradients", "optimizer", "activations", "sum")]
     for tune in METHODS:
         memory = step_memory(config, tune)
-        rows.append((tune, f"{memory.trained:,}", *(f"{size / 1e9:.3f}" for size in (
+        rows.append((tune, f"{memory.trained:,}", *(short(size) for size in (
             memory.weights, memory.gradients, memory.optimizer, memory.activations,
             memory.total))))
     return rows
