@@ -140,12 +140,17 @@ def test_without_its_lora_a_model_is_its_base_and_afterwards_itself_again():
         assert layers == 0
 
 
+@torch.inference_mode()
 def test_a_patch_looks_everywhere_and_at_the_class_token():
     model = tiny.skyeye()
     rows = patch_attention(model.visual_encoder, tiny.images(1)[0], 7)
     assert rows.shape == (tiny.VIT.depth, tiny.VIT.grid ** 2)
     assert ((rows > 0).all() and (rows.sum(-1) < 1).all())
-    assert not torch.allclose(rows, patch_attention(model.visual_encoder, tiny.images(1)[0], 8))
+    layers = [block.attn for block in model.visual_encoder.blocks]
+    seen = inputs_of(layers, lambda: model.visual_encoder(tiny.images(1)))
+    for row, (layer, inputs, _) in zip(rows, seen, strict=True):
+        weights, _ = softmax_attention(*vit_heads(layer, inputs[0]))          # [1, H, 1 + P, 1 + P]
+        assert torch.allclose(row, weights[0].mean(dim=0)[1 + 7, 1:], atol=1e-6)
 
 
 def test_a_visual_tokens_attention_is_spread_over_its_own_four_patches():

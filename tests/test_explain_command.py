@@ -86,7 +86,7 @@ def test_an_answer_without_a_picture_is_explained_without_a_sheet(folder, tmp_pa
 
 
 def test_to_explain_changes_nothing_in_the_conversation(folder, picture):
-    one, other = (make_conversation(folder, [picture], sampling={"temperature": 0.9}.items())
+    one, other = (make_conversation(folder, [picture], sampling={"temperature": 30.0}.items())
                   for _ in range(2))
     for conversation in (one, other):
         conversation.sampling["generator"] = torch.Generator().manual_seed(3)
@@ -99,8 +99,13 @@ def test_to_explain_changes_nothing_in_the_conversation(folder, picture):
 
 # ---- LoRA on and off -----------------------------------------------------------------------------
 
-def test_the_answer_without_the_lora_is_that_of_the_base_model(folder, picture, tmp_path):
-    conversation = make_conversation(folder, [picture])
+@pytest.mark.parametrize("size, later", [(1, False), (0.02, True)])
+def test_the_answer_without_the_lora_is_that_of_the_base_model(folder, picture, size, later):
+    """A small LoRA changes a later token first."""
+    conversation = make_conversation(folder, [picture], 20)
+    for name, p in conversation.model.named_parameters():
+        if "lora_B" in name:
+            p.data.mul_(size)
     list(conversation.ask(QUESTION))
     found, _ = explain_answer(conversation, lora=False)
     change = found.change
@@ -110,7 +115,7 @@ def test_the_answer_without_the_lora_is_that_of_the_base_model(folder, picture, 
     _, tokens = last_turn(conversation)
     _, base_tokens = last_turn(base)
     place = first_difference(tokens, base_tokens)
-    assert not change.same and change.place == place is not None
+    assert not change.same and change.place == place is not None and bool(place) == later
     depth = conversation.model.config.llama.depth
     assert len(change.differences) == len(change.said) == depth
     assert min(change.differences) > 0 and change.said[-1] == tuple(

@@ -15,6 +15,7 @@ from support.explain.command import draw_answer, images_of, last_turn
 from support.explain.sheet import (
     HEAT,
     TILE,
+    Canvas,
     answer_boxes,
     answer_words,
     draw_sheet,
@@ -68,6 +69,17 @@ def test_a_tile_is_yellow_where_the_attention_is_and_gray_where_it_is_not():
     assert cells.max() == 0
     assert abs(pixels[1 * TILE // 6 + 5, 4 * TILE // 6 + 5] - HEAT).max() < 80
     heat_tile(seen, torch.zeros(6, 6))                          # no attention at all: no error
+
+
+def test_the_canvas_never_shrinks():
+    canvas = Canvas(50)
+    canvas.grow(80)
+    height = canvas.image.height
+    canvas.grow(10)
+    assert canvas.image.height == height
+    canvas.y += 30
+    canvas.grow(80)
+    assert canvas.image.height == height + 30
 
 
 def make_reading(model, answer, pictures=1):

@@ -44,11 +44,13 @@ def allocated(run):
     return sum(event.self_cpu_memory_usage for event in profiler.key_averages()), result
 
 
-@pytest.mark.parametrize("tune", sizes.METHODS)
-def test_a_training_step_allocates_what_is_foretold(tune):
+@pytest.mark.parametrize("tune, own", [*((tune, None) for tune in sizes.METHODS),
+                                       ("projector", LoRAConfig(r=7))])
+def test_a_training_step_allocates_what_is_foretold(tune, own):
     """In float32. Of the forward pass nothing is left but what autograd saved, and the loss."""
-    told = sizes.step_memory(CONFIG, tune, ROWS, TEXT, ANSWER, torch.float32)
-    model = tiny.randomize(SkyEyeGPT(sizes.with_method(CONFIG, tune))).train()
+    config = dataclasses.replace(CONFIG, lora=own)
+    told = sizes.step_memory(config, tune, ROWS, TEXT, ANSWER, torch.float32)
+    model = tiny.randomize(SkyEyeGPT(sizes.with_method(config, tune))).train()
     for name, p in model.named_parameters():
         p.requires_grad = sizes.is_trained(name, tune)
     assert told.weights == sum(p.nbytes for p in model.parameters())
@@ -81,8 +83,9 @@ def test_two_depths_give_every_other(tune):
 @pytest.mark.parametrize("tune", sizes.METHODS)
 def test_what_is_trained_is_what_training_trains(tune):
     with torch.device("meta"):
-        model = SkyEyeGPT(sizes.with_method(CONFIG, tune))
+        model = SkyEyeGPT(sizes.with_method(tiny.SKYEYE, tune))
     names = [name for name, _ in model.named_parameters()]
+    assert any(".lora_" in name for name in names)
     assert [sizes.is_trained(name, tune) for name in names] == [
         is_trained_in_training(name, TrainConfig(tune=tune)) for name in names]
 
@@ -91,7 +94,8 @@ def test_a_lora_of_the_same_kind_stays_another_is_replaced():
     own = dataclasses.replace(CONFIG, lora=LoRAConfig(r=3))
     assert sizes.with_method(own, "lora").lora.r == 3
     assert sizes.with_method(own, "moe-lora").lora.experts == 3
-    assert sizes.with_method(own, "full").lora is None
+    assert sizes.with_method(own, "full") == sizes.with_method(own, "projector") == own
+    assert sizes.with_method(CONFIG, "full").lora is None
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

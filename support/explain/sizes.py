@@ -33,7 +33,7 @@ from support.explain.walk import print_columns, print_steps, short, watch_forwar
 from support.inference.quantization import GROUP_SIZE, LLM_LINEAR, LM_HEAD, VIT_LINEAR
 
 TEXT_TOKENS, ANSWER_TOKENS = 44, 20         # of the example: a prompt's text, and its answer
-METHODS = {                                 # --tune: the LoRA that it trains
+METHODS = {                                 # --tune: a LoRA that it puts in
     "projector": None,
     "lora": LoRAConfig(),
     "moe-lora": MOE_LORA,
@@ -109,11 +109,11 @@ def is_trained(name: str, tune: str) -> bool:
 
 
 def with_method(config: SkyEyeConfig, tune: str) -> SkyEyeConfig:
-    """The model that --tune trains: with its LoRA, or without one; a LoRA that is there stays."""
+    """The model that --tune trains. A LoRA that is there stays, unless one of the other kind is
+    asked for."""
     wanted = METHODS[tune]
-    if wanted and config.lora and bool(config.lora.experts) == bool(wanted.experts):
-        return config
-    return replace(config, lora=wanted)
+    alike = wanted and config.lora and bool(config.lora.experts) == bool(wanted.experts)
+    return config if alike or not wanted else replace(config, lora=wanted)
 
 
 def step_memory(config: SkyEyeConfig, tune: str, rows: int = 1, text: int = TEXT_TOKENS,
