@@ -90,7 +90,8 @@ def test_to_explain_changes_nothing_in_the_conversation(folder, picture):
                   for _ in range(2))
     for conversation in (one, other):
         conversation.sampling["generator"] = torch.Generator().manual_seed(3)
-        list(conversation.ask("tell me about the road"))
+        for question in ("tell me about the road", "and the planes"):
+            list(conversation.ask(question))
         if conversation is one:
             explain_answer(conversation, lora=False)
         list(conversation.ask("and the river"))
