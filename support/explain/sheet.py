@@ -139,13 +139,16 @@ def draw_sheet(image: Image.Image, question: str, reading: Reading, patches: Ten
     """image: the picture; picture: its number among those of the prompt; patches: where its
     middle_patch looks, float[blocks, P]."""
     answer = tokenizer.decode(reading.tokens)
-    words = answer_words(tokenizer, reading.tokens)[:MOST_WORDS]
+    all_words = answer_words(tokenizer, reading.tokens)
+    words = all_words[:MOST_WORDS]
     tiles = max(len(words), MOST_LAYERS + 1)
     canvas = Canvas(2 * MARGIN + SIDE + tiles * (TILE + MARGIN))
     seen, boxes = seen_picture(image, config), answer_boxes(answer)
     draw_head(canvas, seen, question, answer, boxes, patches, config)
     draw_words(canvas, seen, words, boxes, reading, config, picture)
-    draw_lens(canvas, reading, tokenizer, tiles)
+    draw_lens(canvas, reading, tokenizer)
+    if len(all_words) > len(words):
+        canvas.paragraph(f"Of the answer's {len(all_words)} words the first {len(words)} are shown.")
     return canvas.image
 
 
@@ -178,13 +181,13 @@ def draw_head(canvas: Canvas, seen: Image.Image, question: str, answer: str, box
 def draw_words(canvas: Canvas, seen: Image.Image, words: Sequence[tuple[str, list[int]]],
                boxes: Sequence[Box], reading: Reading, config: SkyEyeConfig, picture: int) -> None:
     """A row a layer, a column a word; below each tile the share of the attention that the picture
-    got, the rest went to the words of the prompt and the answer."""
+    got, the rest went to other pictures and to the words of the prompt and the answer."""
     slots = [i < 0 for i in (*reading.ids, *reading.tokens)]
     if not words or not any(slots):
         return
     heat = over_patches(reading.attention, slots, config, picture)            # [L, A, grid, grid]
     canvas.paragraph("Language model: where each word (and its probability) was read from, by the "
-                     "mean over heads; in percent, what the picture got, the text got the rest")
+                     "mean over heads; in percent, what the picture got of all attention")
     for x, (word, places) in zip(columns(len(words)), words, strict=True):
         p = reading.probability[places].prod().item()
         canvas.text(x, f"{word} ({p:.2f})", "#0a58ca", TILE)
@@ -201,8 +204,9 @@ def draw_words(canvas: Canvas, seen: Image.Image, words: Sequence[tuple[str, lis
     canvas.y += MARGIN
 
 
-def draw_lens(canvas: Canvas, reading: Reading, tokenizer: Tokenizer, tiles: int) -> None:
-    """A row a layer, a column a token; the darker, the more probable the layer finds it."""
+def draw_lens(canvas: Canvas, reading: Reading, tokenizer: Tokenizer) -> None:
+    """A row a layer, a column a token, as many as there is room for; the darker, the more probable
+    the layer finds it."""
     cell = 82
     tokens = reading.tokens[:(canvas.image.width - MARGIN - SIDE) // cell]
     canvas.paragraph("Logit lens: what each layer would say if it were the last, and how probable "
@@ -221,10 +225,16 @@ def draw_lens(canvas: Canvas, reading: Reading, tokenizer: Tokenizer, tiles: int
         canvas.y += FONT + 8
 
 
-def save_sheet(file: Path, sheet: Image.Image) -> str:
-    """-> what to tell. UserError: the suffix of `file` is not that of a picture format."""
+def picture_format(file: Path) -> str:
+    """"PNG". UserError: the suffix of `file` is not that of a picture format."""
     file_format = Image.registered_extensions().get(file.suffix.lower())
     if file_format not in Image.SAVE:
         raise UserError(f"{file}: a sheet is a picture, written as .png, .jpg, .tif, ..")
+    return file_format
+
+
+def save_sheet(file: Path, sheet: Image.Image) -> str:
+    """-> what to tell. UserError: as picture_format."""
+    file_format = picture_format(file)
     write_atomic(file, lambda temporary: sheet.save(temporary, file_format))
     return f"saved {file}"

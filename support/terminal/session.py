@@ -18,6 +18,7 @@ from support.explain.command import (
     explanation_to_json,
     print_explanation,
 )
+from support.explain.sheet import picture_format
 from support.images.clips import natural_key
 from support.images.read import Picture
 from support.terminal.answers import LEFT_OUT, readable_text
@@ -104,7 +105,8 @@ class Session:
         plain requests as task prompts; overwrite: save over files that exist; as_json: answers are
         lines of JSON, which hold their questions; tiles: as /tiles sets it; explain: each answer,
         "" in text alone, else with a sheet in this file too; lora=False: compare with the model
-        without its LoRA. UserError: the sheet's file exists, or it is one of the pictures."""
+        without its LoRA. UserError: the sheet's file exists, is one of the
+        pictures, or is not named as a picture."""
         self.interactive, self.preview, self.auto_task = interactive, preview, auto_task
         self.overwrite, self.as_json, self.lora = overwrite, as_json, lora
         self.explain = "" if explain is None and not lora else explain
@@ -117,6 +119,7 @@ class Session:
         self.recent: list[Conversation] = []                            # the current one is last
         self.select(conversation)
         if self.explain:
+            picture_format(Path(self.explain))
             check_target(Path(self.explain), conversation.paths, overwrite)
 
     @property
