@@ -148,7 +148,7 @@ def draw_sheet(image: Image.Image, question: str, reading: Reading, patches: Ten
     draw_words(canvas, seen, words, boxes, reading, config, picture)
     draw_lens(canvas, reading, tokenizer)
     if len(all_words) > len(words):
-        canvas.paragraph(f"Of the answer's {len(all_words)} words the first {len(words)} are shown.")
+        canvas.paragraph(f"Shown are the first {len(words)} of {len(all_words)} words.")
     return canvas.image
 
 
