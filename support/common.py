@@ -88,7 +88,8 @@ class Switch(argparse.BooleanOptionalAction):
         self.option_strings += [name.replace("--no-", "--no_", 1) for name in self.option_strings
                                 if name.startswith("--no-")]
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: object, option_string: str) -> None:
         setattr(namespace, self.dest, not option_string.startswith(("--no-", "--no_")))
 
 

@@ -58,9 +58,11 @@ def test_every_field_becomes_a_flag_of_its_own_type():
     assert type(config.rate) is float
 
 
-def test_a_flag_may_be_written_with_either_dash_and_a_bool_can_be_switched_off():
-    flags = ["x", "--max-steps", "9", "--warm-up", "--no-warm_up"]
-    assert parse_config(Config, flags, "") == Config("x", 9, warm_up=False)
+@pytest.mark.parametrize("off", ["--no-warm_up", "--no-warm-up", "--no_warm_up", "--no_warm-up"])
+def test_a_flag_may_be_written_with_either_dash_and_a_bool_can_be_switched_off(off):
+    flags = ["x", "--max-steps", "9", "--warm-up", off]
+    assert given_flags(Config, flags, "") == {"image": "x", "max_steps": 9, "warm_up": False}
+    assert given_flags(Config, [*flags, "--warm_up"], "")["warm_up"] is True
 
 
 def test_only_what_the_command_line_names_is_given():

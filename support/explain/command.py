@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data import Tokenizer, encode_conversation, preprocess
@@ -151,7 +152,8 @@ def explain_answer(conversation: Conversation, sheet: Path | None = None, lora: 
     return Explanation(walk(model, ids, images), reading, change), told
 
 
-def draw_answer(conversation: Conversation, reading: Reading, images: Tensor):
+def draw_answer(conversation: Conversation, reading: Reading, images: Tensor
+                ) -> Image.Image:
     """The sheet of the picture that the answer's first box lies in, or of the first one."""
     config, question = conversation.model.config, conversation.turns[-1][0]
     found = conversation.detections()

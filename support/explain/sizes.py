@@ -29,7 +29,7 @@ from llama import hidden_states_at
 from lora import MOE_LORA, LoRAConfig
 from projector import PRESETS, SkyEyeConfig, SkyEyeGPT, read_config
 from support.checkpoints.files import ModelError
-from support.explain.walk import print_columns, print_steps, short, watch_forward
+from support.explain.walk import Step, print_columns, print_steps, short, watch_forward
 from support.inference.quantization import GROUP_SIZE, LLM_LINEAR, LM_HEAD, VIT_LINEAR
 
 TEXT_TOKENS, ANSWER_TOKENS = 44, 20         # of the example: a prompt's text, and its answer
@@ -205,7 +205,7 @@ def explain(name: str) -> None:
     print_columns(training_rows(config))
 
 
-def part_rows(model: SkyEyeGPT, steps: list) -> list[tuple[str, ...]]:
+def part_rows(model: SkyEyeGPT, steps: list[Step]) -> list[tuple[str, ...]]:
     rows = [("part", "parameters", "of LoRA", "FLOPs")]
     for part in ("visual_encoder", "llama_proj", "llama_model"):
         sizes = {name: p.numel() for name, p in model.named_parameters()

@@ -27,7 +27,7 @@ import data
 import llama
 import vit
 from data import Tokenizer
-from lora import ExpertMLP
+from lora import ExpertMLP, LoRAConfig
 from projector import SkyEyeConfig, SkyEyeGPT
 from support.explain.attention import (
     Reading,
@@ -117,7 +117,7 @@ class Watch:
             handle.remove()
 
 
-def flops_of(lora: object, call: Callable[[FlopCounter], object]) -> float:
+def flops_of(lora: LoRAConfig | None, call: Callable[[FlopCounter], object]) -> float:
     """What a call adds to a counter of forward passes."""
     counter = FlopCounter(lora)
     call(counter)
@@ -170,7 +170,7 @@ def see_vit_attention(watch: Watch, layer: vit.Attention, name: str, x: Tensor) 
               line_of(vit.Attention.forward, "scaled_dot_product"))
 
 
-def watch_llama(watch: Watch, model: llama.Llama, lora: object, tokens: int) -> None:
+def watch_llama(watch: Watch, model: llama.Llama, lora: LoRAConfig | None, tokens: int) -> None:
     config = model.config
     D, T = config.width, tokens
     attention = flops_of(lora, lambda c: c.attention(D, T, T, T * T, False))
