@@ -73,6 +73,26 @@ def test_a_training_step_allocates_what_is_foretold(tune, own):
 
 
 @pytest.mark.parametrize("tune", sizes.METHODS)
+def test_so_does_a_step_in_bf16(tune):
+    """As train.py stores the weights: frozen ones in bf16 where adapters are trained."""
+    told = sizes.step_memory(CONFIG, tune, ROWS, TEXT, ANSWER)
+    model = tiny.randomize(SkyEyeGPT(sizes.with_method(CONFIG, tune))).train()
+    for name, p in model.named_parameters():
+        p.requires_grad = sizes.is_trained(name, tune)
+        p.data = p.data.to(torch.float32 if p.requires_grad or tune == "full" else torch.bfloat16)
+    assert told.weights == sum(p.nbytes for p in model.parameters())
+    with torch.no_grad():
+        patches = model.visual_encoder(tiny.images(ROWS).to(model.visual_encoder.pos_embed.dtype))
+
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(**make_batch(CONFIG), images=patches)
+
+    activations, _ = allocated(forward)
+    assert told.activations == pytest.approx(activations, rel=0.03)
+
+
+@pytest.mark.parametrize("tune", sizes.METHODS)
 def test_two_depths_give_every_other(tune):
     args = (tune, 2, 13, 5, torch.bfloat16)
     config = sizes.with_method(dataclasses.replace(
