@@ -105,8 +105,8 @@ class Session:
         plain requests as task prompts; overwrite: save over files that exist; as_json: answers are
         lines of JSON, which hold their questions; tiles: as /tiles sets it; explain: each answer,
         "" in text alone, else with a sheet in this file too; lora=False: compare with the model
-        without its LoRA. UserError: the sheet's file exists, is one of the
-        pictures, or is not named as a picture."""
+        without its LoRA. UserError: the sheet's file exists, is one of the pictures, or is not
+        named as a picture."""
         self.interactive, self.preview, self.auto_task = interactive, preview, auto_task
         self.overwrite, self.as_json, self.lora = overwrite, as_json, lora
         self.explain = "" if explain is None and not lora else explain
