@@ -6,6 +6,7 @@
     python chat.py examples/harbor.png --json < questions.txt > answers.jsonl
     python chat.py --each 'examples/*.png' --prompt "how many ships are there?"
     python chat.py scene.tif --tiles 512 --prompt "[detection] ships" --geojson ships.geojson
+    python chat.py --serve
 
 A question may begin with a task: [caption] [vqa] [refer] [detection] [identify] [grounding]. A
 region in it is {<12><30><55><70>}, hundredths of the sides, or 120 80 300 260 px. Boxes in an
@@ -15,6 +16,7 @@ typed in a terminal are turns of a conversation, those of a script are each answ
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from support.images.common import parse_bands
 from support.inference.cuda_graphs import accelerate_decoding
 from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
 from support.scenes import ask as scenes
+from support.serving.server import serve
 from support.terminal.answers import readable_pieces
 from support.terminal.display import (
     check_target,
@@ -68,7 +71,7 @@ class ChatConfig:
     prompt: tuple[str, ...] = option((), "ask this, print the answer and exit; repeat the flag for "
         "several questions", action="append", metavar="TEXT")
     each: bool = option(False, "ask about each picture alone, those of a FOLDER too, in batches")
-    batch_size: int = option(16, "with --each and --tiles, answers generated at a time",
+    batch_size: int = option(16, "with --each, --tiles and --serve, answers generated at a time",
                              type=in_range(int, 1))
     conversation: bool | None = option(None, "let a question follow on those before it", type=bool,
                                        default_text="on in a terminal")
@@ -127,6 +130,19 @@ class ChatConfig:
     lora: bool = option(True, "--no-lora explains, and compares with the model without its LoRA")
     preview: bool | None = option(None, "show pictures in the terminal, as half-block characters",
                                   type=bool, default_text="on where it has 24-bit color")
+    # --- a page, and an interface for programs ---
+    serve: bool = option(False, "answer in a browser's page, and programs that speak OpenAI's "
+        "interface, many at once")
+    host: str = option("127.0.0.1", "with --serve, the address to answer at; others can reach one "
+        "that is not this machine's own, so it needs --token")
+    port: int = option(8000, "with --serve, the port; 0: a free one", type=in_range(int, 0, 65535))
+    token: Path | None = option(None, "with --serve, a file with the token that requests have to "
+        "send; or the environment's SKYEYE_TOKEN", type=Path, metavar="FILE")
+    open: bool = option(True, "with --serve, open the page in a browser")
+    most_waiting: int = option(64, "with --serve, questions that may wait; more are told to come "
+        "again", type=in_range(int, 1))
+    cache_mb: int = option(1024, "with --serve, memory for keys and values, in MB; conversations "
+        "not used for longest are computed again", type=in_range(int, 1))
 
 
 def parse_args(argv: list[str] | None = None) -> ChatConfig:
@@ -313,6 +329,16 @@ class Conversation:
         return self.cache.k.nbytes + self.cache.v.nbytes if self.cache else 0
 
 
+def load(config: ChatConfig) -> tuple[SkyEyeGPT, Tokenizer]:
+    """The model, its weights arranged for so many answers at once. UserError."""
+    device = find_device(config.device)
+    model = SkyEyeGPT.from_pretrained(config.model, device, DTYPES[config.dtype], config.bits)
+    if not config.compile:                      # the compiler arranges weights in its own way
+        many = config.each or config.tiles or config.serve
+        model = pack_if_possible(model, config.batch_size if many else 1)
+    return model, Tokenizer(Path(config.model) / "tokenizer.model", model.config.llama.vocab_size)
+
+
 def main(argv: list[str] | None = None) -> int:
     # 1 load
     config = parse_args(argv)
@@ -328,16 +354,14 @@ def main(argv: list[str] | None = None) -> int:
         scenes.start(config)
     elif config.save:
         check_target(config.save, config.images, config.overwrite)
-    device = find_device(config.device)
-    model = SkyEyeGPT.from_pretrained(config.model, device, DTYPES[config.dtype], config.bits)
-    if not config.compile:                      # the compiler arranges weights in its own way
-        model = pack_if_possible(model, config.batch_size if config.each or in_tiles else 1)
-    tokenizer = Tokenizer(Path(config.model) / "tokenizer.model", model.config.llama.vocab_size)
+    if config.serve:                            # loads it when the port is open
+        return serve(config, partial(load, config))
+    model, tokenizer = load(config)
 
     sampling = {"max_new_tokens": config.max_new_tokens, "stop": tokenizer.eos,
                 "temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k,
                 "repetition_penalty": config.repetition_penalty,
-                "generator": torch.Generator(device).manual_seed(config.seed)}
+                "generator": torch.Generator(find_device(config.device)).manual_seed(config.seed)}
     if config.each:
         return ask_each(model, tokenizer, config, sampling)
     if in_tiles:
