@@ -26,7 +26,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Protocol
 
-from data import IDENTIFIERS
+from data import IDENTIFIERS, PROMPTS
 from support.common import UserError, is_out_of_memory
 from support.serving.api import Answer, RequestError, Service, models_json, parse_request
 from support.serving.engine import Closing, Ended, Engine, QueueFull
@@ -283,7 +283,9 @@ class Handler(BaseHTTPRequestHandler):
         engine = self.server.engine
         state = "ending" if self.server.closing else "ready" if self.server.service else "loading"
         load = engine.load() if engine else {"answering": 0, "waiting": 0}
+        style = self.server.service.model_config.prompt if self.server.service else ""
         self.reply_json({"state": state, "model": self.server.name, **load,
+                         "pad": bool(style) and PROMPTS[style].pad,
                          "tasks": list(IDENTIFIERS), "examples": list(self.server.examples)})
 
     def get_example(self) -> None:
