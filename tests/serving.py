@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -101,3 +102,17 @@ def tiny_model():
     model = tiny.skyeye()
     model.llama_model.lm_head.weight.data[2] *= 1.5         # some answers end before others
     return model, tiny.tokenizer()
+
+
+def script(monkeypatch, server, tokenizer, answer, seconds=0.0):
+    """Let the server's model say this text to whatever is asked, a token each `seconds`."""
+    engine, ids = server.engine, [*tokenizer.encode(answer), tokenizer.eos]
+    choose = type(engine).next_ids
+
+    def next_ids():
+        time.sleep(seconds)
+        for number, row in enumerate(engine.rows):
+            engine.logits[number] = -50.0
+            engine.logits[number, ids[len(row.tokens)]] = 50.0
+        return choose(engine)
+    monkeypatch.setattr(engine, "next_ids", next_ids)
