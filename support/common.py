@@ -95,6 +95,7 @@ class Switch(argparse.BooleanOptionalAction):
 
 def given_flags(config: type, argv: Sequence[str] | None, description: str) -> dict:
     """-> the fields that the command line names, and no defaults."""
+    argv = [re.sub("^--no_", "--no-", word) for word in (sys.argv[1:] if argv is None else argv)]
     flags = vars(make_parser(config, description).parse_args(argv))
     return {name: tuple(value) if isinstance(value, list) else value
             for name, value in flags.items() if value is not None}

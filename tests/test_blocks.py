@@ -2,14 +2,18 @@
 
 The pages come in the README's order, in one folder: what one command writes, the next ones find.
 What a reader has to bring, data sets and downloads, is made in small in the same layouts. Long
-commands are shortened by SKYEYE_SHORTER (tests/run_commands.py), and by nothing else. Recorded
+commands are shortened by SKYEYE_SHORTER (tests/run_commands.py), and by nothing else. A server that
+a page starts runs up to the page's end, at a port that is free. Recorded
 replies and sessions are compared in test_readme.py.
 """
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
@@ -33,6 +37,7 @@ NOT_RUN = {         # how a command begins: why it is not run here
     "OMP_NUM_THREADS=1 python tests/bench_data.py": "opens a million rows",
     "python tests/bench_build.py": "two minutes",
     "OMP_NUM_THREADS=1 python tests/bench_scenes.py": "minutes; needs rasterio",
+    "python tests/bench_serve.py": "two minutes",
     "python data.py --build out/written": "asks a server; test_building_written.py has one",
     "python tests/full_size.py": "18.5 GB and a quarter of an hour",
     "python tests/gpu.py": "for a GPU; tests/test_gpu.py runs it at tiny sizes",
@@ -156,6 +161,31 @@ class Runner:
         return json.loads(self.process.stdout.readline())
 
 
+class PageServer:
+    """What `python chat.py --serve` in a page starts, for the programs below it."""
+    ADDRESS = "127.0.0.1:8000"                          # as the pages say it
+
+    def __init__(self, command: str, folder: Path):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, *shlex.split(command)[1:], "--no-open", "--port", str(self.port)],
+            cwd=folder, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert any(line == "ready\n" for line in iter(self.process.stderr.readline, ""))
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 143
+
+
+def can_import(program: str) -> bool:
+    """Whether the packages that a program of a page imports are installed."""
+    names = re.findall(r"^(?:from|import) (\w+)", program, re.MULTILINE)
+    return all(find_spec(name) for name in names)
+
+
 COMMAND = re.compile(r"(\w+=\S+ )*(python|torchrun|pytest|pip)\b")
 FILE = re.compile(r"[\w-]+(/\S+)?\.\w+( .*)?")
 
@@ -165,6 +195,7 @@ def test_every_block_runs_as_it_is_written_after_those_before_it(tmp_path):
     make_data(tmp_path)
     runner, failed, unused = Runner(tmp_path), [], set(NOT_RUN)
     for page in PAGES:
+        server = None
         for block in fenced_blocks((ROOT / page).read_text(encoding="utf-8")):
             commands = block_commands(block)
             if block.startswith(">>> "):
@@ -177,15 +208,25 @@ def test_every_block_runs_as_it_is_written_after_those_before_it(tmp_path):
                     unused.discard(reason)
                     if reason:
                         continue
+                    if "--serve" in command:
+                        server = PageServer(command, tmp_path)
+                        continue
                     done = runner.run(command)
                     print(f"{done['seconds']:5.1f} s  {page}: {command}")
                     if done["code"]:
                         failed.append(f"{page}: {command}\n{done['output'][-2000:]}")
             elif block.startswith(("from ", "import ")):
+                if not can_import(block):
+                    continue
+                if server:
+                    assert PageServer.ADDRESS in block
+                    block = block.replace(PageServer.ADDRESS, f"127.0.0.1:{server.port}")
                 subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
             else:
                 is_text = "-->" in block or block.startswith("Scene: ")     # a drawing; a prompt
                 assert is_text, f"{page}: neither commands nor files nor a text: {block}"
+        if server:
+            server.stop()
     runner.process.stdin.close()
     assert not failed, "\n\n".join(failed)
     assert not unused and runner.process.wait(60) == 0

@@ -21,7 +21,8 @@ LAYERS = (
     {"data", "support.checkpoints.load", "support.inference.generation"},
     {"projector"},
     {"support.training", "support.metrics", "support.evaluation", "support.terminal",
-     "support.tools", "support.building", "support.scenes", "support.explain"},
+     "support.tools", "support.building", "support.scenes", "support.explain",
+     "support.serving"},
     {"train", "eval", "chat"},
 )
 FILES = sorted([f"{name}.py" for name in EIGHT] + [

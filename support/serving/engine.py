@@ -111,7 +111,8 @@ class Engine:
         self.rows: list[Row] = []
         self.logits: Tensor | None = None                                     # [R, V], of the rows
         self.waiting: deque[Question] = deque()
-        self.changed = threading.Condition()            # guards `waiting`, `closing` and `ended`
+        self.joining: list[Question] = []               # their prompts are being computed
+        self.changed = threading.Condition()            # guards all that other threads look at
         self.closing = self.ended = False
         self.seconds_per_answer = 1.0                   # of late
         self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
@@ -126,6 +127,8 @@ class Engine:
         with self.changed:
             if self.closing:
                 raise Closing
+            if len(self.waiting) >= self.most_waiting:
+                self.waiting = deque(own for own in self.waiting if not own.cancelled)
             if len(self.waiting) >= self.most_waiting:
                 raise QueueFull(self.seconds_to_wait())
             self.waiting.append(question)
@@ -142,7 +145,10 @@ class Engine:
 
     def load(self) -> dict[str, int]:
         with self.changed:
-            return {"answering": len(self.rows), "waiting": len(self.waiting)}
+            return {"answering": len(self.rows) + len(self.joining), "waiting": len(self.waiting)}
+
+    def idle(self) -> bool:
+        return not (self.rows or self.joining or self.waiting)
 
     def close(self, seconds: float = 0.0) -> bool:
         """Take no more questions, finish those that are there, at most for so long -> whether all
@@ -151,7 +157,7 @@ class Engine:
         with self.changed:
             self.closing = True
             self.changed.notify_all()
-            finished = self.changed.wait_for(lambda: not (self.rows or self.waiting) or self.ended,
+            finished = self.changed.wait_for(lambda: self.idle() or self.ended,
                                              max(0.0, end - time.monotonic()))
             self.ended = True
             self.changed.notify_all()
@@ -178,48 +184,43 @@ class Engine:
         self.drop_all(Closing())
 
     def drop_all(self, error: Exception) -> None:
-        rows, self.rows, self.logits = self.rows, [], None
+        """Tell those in the batch what went wrong; those that wait too, where it is the end."""
         with self.changed:
-            waiting = list(self.waiting) if isinstance(error, Closing) else []
-            self.waiting.clear() if waiting else None
+            dropped = [row.question for row in self.rows] + self.joining
+            if isinstance(error, Closing):
+                dropped += self.waiting
+                self.waiting.clear()
+            self.rows, self.joining, self.logits = [], [], None
             self.changed.notify_all()
         self.slots.clear()
         self.store.clear()
-        for question in [row.question for row in rows] + waiting:
+        for question in dropped:
             question.events.put(Ended("error", error))
 
     def admit(self) -> None:
         """Let those that wait join, in their order, as far as rows and memory allow."""
-        joining: list[Question] = []
-        while question := self.next_waiting(joining):
-            joining.append(question)
-        if not joining:
-            return
-        rows = [self.new_row(question) for question in joining]
-        try:
-            self.prefill(rows)
-        except Exception as error:
-            for row in rows:                    # they are in no list yet
-                row.question.events.put(Ended("error", error))
-            raise
-
-    def next_waiting(self, joining: Sequence[Question]) -> Question | None:
-        """Taken from the queue, if it has room beside the batch and those that join with it."""
         with self.changed:
-            while self.waiting and self.waiting[0].cancelled:
-                self.waiting.popleft().events.put(Ended("error", Closing()))
-            count = len(self.rows) + len(joining)
-            if not self.waiting or count >= self.most_rows:
-                self.changed.notify_all()
-                return None
-            new = [*joining, self.waiting[0]]
-            capacity = max(map(self.capacity_for, new))
-            longest = max(len(question.ids) for question in new)
-            too_much = (self.slots.size_for(count + 1, capacity)[2] > self.cache_bytes
-                        or len(new) * longest > PREFILL_TOKENS)
-            if too_much and count:
-                return None
-            return self.waiting.popleft()
+            while self.next_fits():
+                self.joining.append(self.waiting.popleft())
+        if self.joining:
+            rows = [self.new_row(question) for question in self.joining]
+            self.prefill(rows)
+            with self.changed:
+                self.rows, self.joining = self.rows + rows, []
+
+    def next_fits(self) -> bool:
+        """Whether somebody waits, and there is room beside the batch and those that join it."""
+        while self.waiting and self.waiting[0].cancelled:
+            self.waiting.popleft().events.put(Ended("error", Closing()))
+            self.changed.notify_all()
+        count = len(self.rows) + len(self.joining)
+        if not self.waiting or count >= self.most_rows:
+            return False
+        new = [*self.joining, self.waiting[0]]
+        longest = max(len(question.ids) for question in new)
+        size = self.slots.size_for(count + 1, max(map(self.capacity_for, new)))[2]
+        fits = size <= self.cache_bytes and len(new) * longest <= PREFILL_TOKENS
+        return fits or not count
 
     def room(self, question: Question) -> int:
         """Tokens that its answer may have: near the context's end as many as alone."""
@@ -270,8 +271,6 @@ class Engine:
         self.logits = logits if self.logits is None else torch.cat([self.logits, logits])
         for question, start in zip(questions, starts, strict=True):
             question.cached_tokens = start
-        with self.changed:
-            self.rows += rows
 
     def make_room(self, rows: int, capacity: int) -> None:
         self.store.limit = max(0, self.cache_bytes - self.slots.size_for(rows, capacity)[2])
