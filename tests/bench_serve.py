@@ -144,8 +144,8 @@ def main() -> None:
         print(f"{found['clients']} clients: {found['answers']} answers, "
               f"{found['per_second']:.1f}/s; median {1000 * found['median']:.0f} ms, p95 "
               f"{1000 * found['p95']:.0f} ms, longest {1000 * found['longest']:.0f} ms; "
-              f"{len(found['wrong'])} differ; memory {found['memory'][third]:.0f} MB after a third, "
-              f"{found['memory'][-1]:.0f} MB at the end")
+              f"{len(found['wrong'])} differ; memory {found['memory'][third]:.0f} MB after a "
+              f"third, {found['memory'][-1]:.0f} MB at the end")
     print(f"many against one: {many['per_second'] / one['per_second']:.2f} x")
     for path, question, content in (one["wrong"] + many["wrong"])[:5]:
         print(Path(path).name, question, expected[path, question], json.dumps(content)[:400])

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 CHAT, PICTURE = "/v1/chat/completions", "/picture"
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
-SECRETS = (b"root:", b"/tmp/", b"/work", b"/home", b"/usr", b"Traceback", b"site-packages", b"File ")
+SECRETS = (b"root:", b"/tmp/", b"/work", b"/home", b"/usr", b"Traceback", b"site-packages",
+           b"File ")
 PATHS = ("/etc/passwd", "/../../etc/passwd", "/examples/../../etc/passwd", "/examples/..%2f..%2fa",
          "/examples/%2e%2e/README.md", "/examples//etc/passwd", "/examples/....//a", "//etc/passwd",
          "/examples/forest.png%00.txt", "/examples/C:\\a", "/examples/\\..\\a", "/v1/../etc/passwd",
@@ -21,7 +22,8 @@ PATHS = ("/etc/passwd", "/../../etc/passwd", "/examples/../../etc/passwd", "/exa
          "/v1/models/../../../etc/shadow", "http://127.0.0.1/etc/passwd", "*", "/%", "/\xff",
          "/examples/", "/v1", "/v1/completions", "/" + "a" * 5000)
 URLS = ("file:///etc/passwd", "/etc/passwd", "http://127.0.0.1:1/a.png", "http://169.254.169.254/",
-        "data:image/svg+xml;base64,", "data:text/html;base64,PGI+", "ftp://a/b", "javascript:alert(1)",
+        "data:image/svg+xml;base64,", "data:text/html;base64,PGI+", "ftp://a/b",
+        "javascript:alert(1)",
         "\\\\host\\share\\a.png", "../../a.png", "data:image/png;base64,/etc/passwd")
 TEXTS = ("\u202e\u200b\ufeff", "\ud800", "\x00", "A\u0301" * 500, "\U0001f6f0" * 300, "<script>",
          "' OR 1=1 --", "{{7*7}}", "${jndi:ldap://a}", "%s%n%x", "\r\nSet-Cookie: a=b", "</s><s>",
@@ -73,9 +75,10 @@ def bad_paths(rng: random.Random) -> Case:
 
 
 def bad_hosts(rng: random.Random) -> Case:
-    host = rng.choice(("evil.example", "127.0.0.1.evil.example", "localhost.evil", "169.254.169.254",
-                       "[::2]", "127.0.0.1@evil.example", "localhost:80:80", " ", "[", "0.0.0.0",
-                       "127.0.0.1, evil", "evil.example:8000", "xn--lcalhost-q4a", "127.1"))
+    host = rng.choice((
+        "evil.example", "127.0.0.1.evil.example", "localhost.evil", "169.254.169.254", "[::2]",
+        "127.0.0.1@evil.example", "localhost:80:80", " ", "[", "0.0.0.0", "127.0.0.1, evil",
+        "evil.example:8000", "xn--lcalhost-q4a", "127.1"))
     return Case("host", request(Host=host, content=json.dumps(HELLO).encode()), (400, 421))
 
 
@@ -116,12 +119,14 @@ def chunked_garbage(rng: random.Random) -> Case:
 
 def no_requests(rng: random.Random) -> Case:
     content = rng.choice((
-        b"\r\n\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 99,
+        b"\r\n\r\n", b"GET\r\n\r\n", b"GET /\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
+        b"\x00" * 99,
         b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/x\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", rng.randbytes(200) + b"\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 150 + b"\r\n", b"GET /" + b"a" * 70_000 + b"\r\n",
         b"GET / HTTP/1.1\r\nA: " + b"b" * 70_000 + b"\r\n\r\n", b"A B C D\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET / HTTP/1.1\r\nHost : 127.0.0.1\r\n\r\n"))
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : 127.0.0.1\r\n\r\n"))
     return Case("no request", content, ANY_REFUSAL, True, True)
 
 
@@ -143,8 +148,10 @@ def bad_types(rng: random.Random) -> Case:
 
 def bad_json(rng: random.Random) -> Case:
     content = rng.choice((
-        b"[" * 90_000, b'{"a":' * 50_000, b"{", b"", b"\xff" * 50, b"nul", b"1" * 9000, b'"a"', b"[]",
-        b'{"messages": NaN}', b"{}" * 3, b'{"messages":"\\ud800"}', b"\xef\xbb\xbf{}", b"1," * 210_000,
+        b"[" * 90_000, b'{"a":' * 50_000, b"{", b"", b"\xff" * 50, b"nul", b"1" * 9000, b'"a"',
+        b"[]",
+        b'{"messages": NaN}', b"{}" * 3, b'{"messages":"\\ud800"}', b"\xef\xbb\xbf{}",
+        b"1," * 210_000,
         '{"messages":[]}'.encode("utf-16"), rng.randbytes(300)))
     return Case("json", request(content=content), (400, 413))
 

@@ -10,7 +10,6 @@ from serving import tiny_model
 from support.serving.api import (
     EXTRA,
     FIELDS,
-    Answer,
     RequestError,
     Service,
     first_stop,

@@ -283,7 +283,8 @@ def test_what_is_saved_is_what_is_shown(page, server, picture, monkeypatch):
     page.click("#save-talk")
     [row] = json.loads(saved_file(page, "conversation.json"))
     human, gpt = row["conversations"]
-    assert row["image"] == ["gray.png"] and human == {"from": "human", "value": "[detection] planes"}
+    assert row["image"] == ["gray.png"]
+    assert human == {"from": "human", "value": "[detection] planes"}
     assert gpt["value"] == TWO and len(gpt["confidence"]) == 2
     page.click("#save-boxes")
     first, _ = json.loads(saved_file(page, "boxes.json"))
