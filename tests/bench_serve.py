@@ -1,6 +1,6 @@
 """chat.py --serve under load: many clients at once against one, each answer compared.
 
-    python tests/bench_serve.py --clients 32 --seconds 60
+    OMP_NUM_THREADS=1 python tests/bench_serve.py --clients 32 --seconds 60
 
 Every example picture is asked the same questions in random order, over the loopback, by one client
 and then by many. Before that chat.py's own conversation answers each question alone; an answer
@@ -129,6 +129,7 @@ def main() -> None:
              if not path.stem.endswith("_boxes")]
     asked = [(path, question) for path in paths for question in QUESTIONS]
     expected, alone = answers_alone(args.model, asked)
+    sys.stdout.reconfigure(line_buffering=True)
     print(", ".join(f"{name} {value}" for name, value in environment("cpu").items()),
           f"{os.cpu_count()} cores", f"load {os.getloadavg()[0]:.1f}", sep=", ")
     print(f"chat.py, one conversation: {alone:.1f} answers/s; {len(asked)} questions")

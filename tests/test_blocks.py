@@ -37,7 +37,7 @@ NOT_RUN = {         # how a command begins: why it is not run here
     "OMP_NUM_THREADS=1 python tests/bench_data.py": "opens a million rows",
     "python tests/bench_build.py": "two minutes",
     "OMP_NUM_THREADS=1 python tests/bench_scenes.py": "minutes; needs rasterio",
-    "python tests/bench_serve.py": "two minutes",
+    "OMP_NUM_THREADS=1 python tests/bench_serve.py": "two minutes",
     "python data.py --build out/written": "asks a server; test_building_written.py has one",
     "python tests/full_size.py": "18.5 GB and a quarter of an hour",
     "python tests/gpu.py": "for a GPU; tests/test_gpu.py runs it at tiny sizes",

@@ -213,6 +213,24 @@ def test_an_answer_can_be_stopped_and_its_beginning_stays(page, server, picture,
     assert page.run("$('ask').disabled") is False
 
 
+def test_a_page_that_is_loaded_anew_stops_its_answer_and_asks_again(page, server, picture,
+                                                                     monkeypatch):
+    with monkeypatch.context() as slow:
+        script(slow, server, TOKENIZER, "a green ship near the river " * 9, seconds=0.1)
+        show(page, picture)
+        page.click("#text")
+        page.type("[vqa] what is there ?")
+        page.press("Enter")
+        page.wait_for("current.turns.length && current.turns[0].text.length > 3")
+        page.open(server.url)
+        wait_until(lambda: not any(server.engine.load().values()), 3)
+    script(monkeypatch, server, TOKENIZER, "yes")
+    page.wait_for(READY)
+    show(page, picture)
+    ask(page, "is there a road?")
+    assert texts(page, ".answer") == ["yes"]
+
+
 def test_the_buttons_of_the_tasks_ask_for_them(page, server, picture, monkeypatch):
     script(monkeypatch, server, TOKENIZER, "a river")
     show(page, picture)
