@@ -69,7 +69,7 @@ def make_parser(config: type, description: str) -> argparse.ArgumentParser:
                                *more.pop("aliases", ())])
         if isinstance(default, bool) or more.get("type") is bool:
             more.pop("type", None)
-            more["action"] = Switch
+            more["action"] = argparse.BooleanOptionalAction
         else:
             more.setdefault("type", str if isinstance(default, tuple | None) else type(default))
             if isinstance(default, tuple) and "action" not in more:
@@ -78,19 +78,6 @@ def make_parser(config: type, description: str) -> argparse.ArgumentParser:
             names = [field.name]
         parser.add_argument(*names, help=text.replace("%", "%%"), default=None, **more)
     return parser
-
-
-class Switch(argparse.BooleanOptionalAction):
-    """--x and --no-x, which may be written --no_x."""
-
-    def __init__(self, *args, **more):
-        super().__init__(*args, **more)
-        self.option_strings += [name.replace("--no-", "--no_", 1) for name in self.option_strings
-                                if name.startswith("--no-")]
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
-                 values: object, option_string: str) -> None:
-        setattr(namespace, self.dest, not option_string.startswith(("--no-", "--no_")))
 
 
 def given_flags(config: type, argv: Sequence[str] | None, description: str) -> dict:
