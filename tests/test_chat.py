@@ -351,7 +351,8 @@ def test_a_picture_much_larger_than_the_model_sees_is_told_once(folder, tmp_path
     told = capsys.readouterr().err
     assert told.startswith(f"{large}: the model sees its 241 x 20 pixels as 30 x 30")
     assert told.count("\n") == 1
-    assert "smaller than about 16 pixels: crop" in told and "of up to 240 pixels" in told
+    assert "smaller than about 16 pixels: ask about it in tiles (--tiles 60" in told
+    assert "of up to 240 pixels" in told
     list(conversation.ask("a road ?"))
     conversation.about([large])
     assert capsys.readouterr().err == ""
