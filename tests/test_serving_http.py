@@ -361,8 +361,9 @@ def test_connections_and_bodies_are_limited(server, monkeypatch):
     assert status == 429 and headers["Retry-After"]
     monkeypatch.setattr(server.bodies, "left", 1 << 20)
     with monkeypatch.context() as patched:
-        patched.setattr(server, "connections", threading.Semaphore(0))
-        assert ask(server, body("hello"))[0] == 503
+        patched.setattr(server.connections, "acquire", lambda blocking: False)
+        with socket.create_connection(("127.0.0.1", server.server_port), 20) as connection:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 503 ")
     assert ask(server, body("hello", max_tokens=1))[0] == 200
     assert server.bodies.left == 1 << 20
 

@@ -370,7 +370,7 @@ class Engine:
         """Keep what these rows have computed, and let the last rows take their places."""
         if not numbers:
             return
-        rows, kept = list(self.rows), list(range(len(self.rows)))
+        rows = list(self.rows)
         for number in numbers:
             row = rows[number]
             ids = (row.question.ids + row.tokens)[:row.length]
@@ -379,13 +379,10 @@ class Engine:
             last = len(rows) - 1
             if number != last:
                 self.slots.move(last, number, rows[last].length)
-                rows[number], kept[number] = rows[last], kept[last]
+                rows[number] = rows[last]
             rows.pop()
-            kept.pop()
-        if rows:
-            self.logits = self.logits[kept]
-        else:
-            self.logits = None
+        self.logits = None                      # the next step's come for the rows that stay
+        if not rows:
             self.slots.clear()
             self.store.limit = self.cache_bytes
         with self.changed:
