@@ -34,6 +34,7 @@ from support.terminal.display import eprint
 
 MAX_BODIES = 256 << 20          # bytes of all requests that are being read or answered
 MAX_CONNECTIONS = 256
+SWITCH_SECONDS = 2e-4           # after which the model's thread gets its turn among those that read
 CLOSE_SECONDS = 60.0            # for the answers under way, when the server is told to end
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 TOKEN_VARIABLE = "SKYEYE_TOKEN"
@@ -68,6 +69,7 @@ def serve(config: ServeConfig, load: Loader) -> int:
     UserError: the address cannot be had, a token is missing, or the model cannot be loaded.
     """
     check_flags(config)
+    sys.setswitchinterval(SWITCH_SECONDS)
     server = make_server(config)
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True, name="http").start()
     eprint(f"{server.url}  (Ctrl-C ends)")
