@@ -297,21 +297,22 @@ def sample(logits: Tensor, generated: Tensor, temperature: float = 0.0, top_k: i
            top_p: float = 1.0, repetition_penalty: float = 1.0,
            generator: torch.Generator | None = None) -> Tensor:
     """logits: float[B, V]; generated: bool[B, V], ids so far -> ids: long[B]. Temperature 0 is
-    greedy. The steps are in upstream's order."""
+    greedy, and so is one by which logits cannot be divided. The steps are in upstream's order."""
     logits = logits.float()
     # 1. penalty on ids that were generated before
     if repetition_penalty != 1:
         penalty = torch.where(logits > 0, 1 / repetition_penalty, repetition_penalty)
         logits = torch.where(generated, logits * penalty, logits)
     # 2. temperature
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(-1)
     logits, order = (logits / temperature).sort(descending=True)              # most probable first
     # 3. top-k
     if top_k:
         logits[:, top_k:] = -torch.inf
-    # 4. top-p: the fewest ids that together reach it
+    # 4. top-p: the fewest ids that together reach it, and at least one
     mass_of_better = logits.softmax(-1).cumsum(-1) - logits.softmax(-1)
+    mass_of_better[:, 0] = -1
     probabilities = logits.masked_fill(mass_of_better >= top_p, -torch.inf).softmax(-1)
     return order.gather(1, probabilities.multinomial(1, generator=generator))[:, 0]
 

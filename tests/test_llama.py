@@ -304,10 +304,11 @@ def test_temperature_zero_takes_the_best():
     assert sample(x, no_ids(x)).tolist() == [max(range(V), key=row.__getitem__) for row in x]
 
 
-@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}])
-def test_top_k_1_and_a_tiny_top_p_are_greedy(options):
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 0.0},
+                                     {"temperature": 1e-5}, {"temperature": 1e-300}])
+def test_top_k_1_a_tiny_top_p_and_a_tiny_temperature_are_greedy(options):
     x = logits(200)
-    ids = sample(x, no_ids(x), temperature=5.0, **options)
+    ids = sample(x, no_ids(x), **{"temperature": 5.0} | options)
     assert torch.equal(ids, x.argmax(-1))
 
 

@@ -40,7 +40,6 @@ MAX_TEXT = 100_000                      # characters of all texts of a request
 MAX_PICTURE = 48 << 20                  # bytes of one
 MAX_ITEMS = 200_000                     # commas in a request's JSON
 MAX_STOPS, MAX_STOP = 4, 100            # texts that end an answer; characters of one
-LEAST_TEMPERATURE, LEAST_TOP_P = 1e-2, 1e-6     # as good as the most probable token alone
 DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
 EXTRA = "skyeyegpt"                     # the field of what other models do not have
 
@@ -337,10 +336,7 @@ class Service:
     def sampling(self, question: str, options: dict) -> dict:
         names = ("temperature", "top_p", "top_k", "repetition_penalty")
         given = {name: options.get(name, getattr(self.config, name)) for name in names}
-        own = sampling_for(question, given)
-        if own["temperature"]:                  # below, float32 holds no probabilities any more
-            own["temperature"] = max(own["temperature"], LEAST_TEMPERATURE)
-        return own | {"top_p": max(own["top_p"], LEAST_TOP_P)}
+        return sampling_for(question, given)
 
 
 # ---- an answer -----------------------------------------------------------------------------------
