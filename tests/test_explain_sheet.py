@@ -138,7 +138,7 @@ def test_the_sheet_of_the_front_page_is_what_the_shipped_model_gives():
     """Made again by the command above it, with another name; floats differ between processors."""
     shown = tiny.ROOT / "examples/forest_explain.png"
     readme = (tiny.ROOT / "README.md").read_text(encoding="utf-8")
-    name, question = re.search(r'chat.py (\S+) --prompt "(.+)" --explain sheet.png',
+    name, question = re.search(r'chat.py (\S+) --prompt "(.+)" --explain \S+.png',
                                readme).groups()
     assert f"](examples/{shown.name})" in readme
     conversation = make_conversation(tiny.ROOT / "weights/nano", [tiny.ROOT / name], 60)
