@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42, help="random seed (default: %(default)s)")
     args = parser.parse_args()
     paths = [str(path) for path in sorted((ROOT / "examples").glob("*.png"))
-             if not path.stem.endswith("_boxes")]
+             if path.with_suffix(".json").is_file()]
     asked = [(path, question) for path in paths for question in QUESTIONS]
     expected, alone = answers_alone(args.model, asked)
     sys.stdout.reconfigure(line_buffering=True)

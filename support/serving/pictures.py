@@ -135,6 +135,7 @@ def read_coordinates(path: str) -> Coordinates | None:
 
 
 def example_files() -> dict[str, Path]:
-    """The rendered pictures of this repository, by their names; none where they are not there."""
+    """The rendered pictures of this repository that have a truth, by their names; none where they
+    are not there."""
     found = sorted(EXAMPLES.glob("*.png")) if EXAMPLES.is_dir() else []
-    return {file.name: file for file in found if not file.stem.endswith("_boxes")}
+    return {file.name: file for file in found if file.with_suffix(".json").is_file()}
