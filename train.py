@@ -57,7 +57,7 @@ from support.training.distributed import (
     wrap,
 )
 from support.training.features import feature_cache
-from support.training.flops import matmul_rate
+from support.training.flops import is_trained, matmul_rate
 from support.training.log import (
     LOGGERS,
     Logger,
@@ -264,7 +264,7 @@ def build_model(config: TrainConfig, device: str, dtype: torch.dtype = torch.flo
         model.config = replace(model.config, lora=lora)
     # 3. Freeze
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = is_trained(name, config)
+        parameter.requires_grad = is_trained(name, config.tune, config.train_vit)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     model.llama_model.model.gradient_checkpointing = config.grad_checkpoint
@@ -291,17 +291,6 @@ def init_number_tokens(llama: nn.Module, ids: list[int]) -> None:
     code = torch.cat([angles.sin(), angles.cos()], dim=1) * 2 ** 0.5          # [ids, D], rms 1
     embedding[ids] = 0.5 * code.to(head)
     head[ids] = D ** -0.5 * code.to(head)
-
-
-def is_trained(name: str, config: TrainConfig) -> bool:
-    """Is the parameter of this name?"""
-    if name.startswith("visual_encoder."):
-        return config.train_vit
-    if name.startswith("llama_proj."):
-        return True
-    if ".lora_" in name:
-        return config.tune in LORA_METHODS or config.tune == "full"
-    return config.tune == "full"
 
 
 # ---- data ----------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 Box = tuple[float, float, float, float]         # x1, y1, x2, y2 in pixels, y downwards
 ABSENT = "there is none"        # the answer to a request for boxes of what is not in the picture
@@ -315,6 +316,16 @@ class FolderLock:
     def __exit__(self, *_) -> None:
         self.file.unlink(missing_ok=True)
         os.close(self.descriptor)
+
+
+def lock_file(file: int | TextIO, name: Path, other: str) -> None:
+    """While the file stays open no other process can lock it. UserError: another one has; `other`:
+    what can be named instead."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{name}: another run is writing it; wait for its end, or name another "
+                        f"{other}") from None
 
 
 # ---- signals -------------------------------------------------------------------------------------

@@ -22,16 +22,6 @@ from support.readers import read_data
 CONTEXT = tiny.SKYEYE.llama.max_positions
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tiny.model_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def picture(tmp_path):
-    return tiny.picture(tmp_path / "a picture.png", 61, 47)
-
-
 def prompt_ids(conversation, turns, **more):
     return encode_conversation(conversation.tokenizer, turns, tiny.N, **more)[0]
 

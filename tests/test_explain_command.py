@@ -24,16 +24,6 @@ from support.terminal.each import check_flags
 QUESTION = "[vqa] is there a road ?"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tiny.model_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def picture(tmp_path):
-    return tiny.picture(tmp_path / "a picture.png", 61, 47)
-
-
 def prompt_ids(conversation, turns):
     return encode_conversation(conversation.tokenizer, turns, tiny.N)[0]
 

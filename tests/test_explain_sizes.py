@@ -14,8 +14,7 @@ from support.common import UserError
 from support.explain import sizes
 from support.inference.quantization import QuantizedTensor
 from support.tools import convert
-from train import TrainConfig
-from train import is_trained as is_trained_in_training
+from support.training.flops import is_trained
 
 LLAMA = dataclasses.replace(tiny.SKYEYE_LLAMA, depth=4)
 CONFIG = dataclasses.replace(tiny.SKYEYE, llama=LLAMA, lora=None)
@@ -52,7 +51,7 @@ def test_a_training_step_allocates_what_is_foretold(tune, own):
     told = sizes.step_memory(config, tune, ROWS, TEXT, ANSWER, torch.float32)
     model = tiny.randomize(SkyEyeGPT(sizes.with_method(config, tune))).train()
     for name, p in model.named_parameters():
-        p.requires_grad = sizes.is_trained(name, tune)
+        p.requires_grad = is_trained(name, tune)
     assert told.weights == sum(p.nbytes for p in model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     assert told.trained == sum(p.numel() for p in trained)
@@ -78,7 +77,7 @@ def test_so_does_a_step_in_bf16(tune):
     told = sizes.step_memory(CONFIG, tune, ROWS, TEXT, ANSWER)
     model = tiny.randomize(SkyEyeGPT(sizes.with_method(CONFIG, tune))).train()
     for name, p in model.named_parameters():
-        p.requires_grad = sizes.is_trained(name, tune)
+        p.requires_grad = is_trained(name, tune)
         p.data = p.data.to(torch.float32 if p.requires_grad or tune == "full" else torch.bfloat16)
     assert told.weights == sum(p.nbytes for p in model.parameters())
     with torch.no_grad():
@@ -98,16 +97,6 @@ def test_two_depths_give_every_other(tune):
     config = sizes.with_method(dataclasses.replace(
         CONFIG, llama=dataclasses.replace(LLAMA, depth=7)), tune)
     assert sizes.activation_bytes(config, *args) == sizes.fake_activations(config, *args)
-
-
-@pytest.mark.parametrize("tune", sizes.METHODS)
-def test_what_is_trained_is_what_training_trains(tune):
-    with torch.device("meta"):
-        model = SkyEyeGPT(sizes.with_method(tiny.SKYEYE, tune))
-    names = [name for name, _ in model.named_parameters()]
-    assert any(".lora_" in name for name in names)
-    assert [sizes.is_trained(name, tune) for name in names] == [
-        is_trained_in_training(name, TrainConfig(tune=tune)) for name in names]
 
 
 def test_a_lora_of_the_same_kind_stays_another_is_replaced():

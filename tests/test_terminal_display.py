@@ -28,16 +28,6 @@ NANO = tiny.ROOT / "weights" / "nano"
 FOREST = tiny.ROOT / "examples" / "forest.png"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return tiny.model_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def picture(tmp_path):
-    return tiny.picture(tmp_path / "a picture.png", 61, 47)
-
-
 # ---- answers -------------------------------------------------------------------------------------
 
 def test_the_answer_is_followed_by_each_box_and_its_confidence_which_is_saved(capsys, tmp_path):

@@ -19,17 +19,6 @@ from support.terminal.session import (
     typed_lines,
 )
 
-
-@pytest.fixture
-def folder(tmp_path):
-    return tiny.model_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def picture(tmp_path):
-    return tiny.picture(tmp_path / "a picture.png", 61, 47)
-
-
 # ---- names of pictures ---------------------------------------------------------------------------
 
 def test_patterns_name_pictures_in_natural_order(tmp_path, monkeypatch):

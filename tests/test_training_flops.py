@@ -11,8 +11,8 @@ from data import collate
 from llama import packed_mask
 from lora import LoRAConfig
 from projector import SkyEyeGPT
-from support.training.flops import count_flops, matmul_rate
-from train import TrainConfig, is_trained
+from support.training.flops import count_flops, is_trained, matmul_rate
+from train import TrainConfig
 
 LLAMA = dataclasses.replace(tiny.SKYEYE_LLAMA, depth=3)
 CONFIGS = {
@@ -52,7 +52,7 @@ def counted(config, batch, tune, train_vit):
     model = tiny.randomize(model.to_empty(device="cpu")).train()
     settings = TrainConfig(tune=tune, train_vit=train_vit)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = is_trained(name, settings)
+        parameter.requires_grad = is_trained(name, settings.tune, settings.train_vit)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         loss = model(**batch)
         if loss.requires_grad:

@@ -9,7 +9,6 @@ way goes on where it was and asks nothing twice.
     {"request": hash, "model": .., "image": .., "answer": {"content": .., "finish_reason": .., ..}}
 """
 import base64
-import fcntl
 import hashlib
 import io
 import json
@@ -32,6 +31,7 @@ from support.building.passages import ONE_BOX, Facts, Truth, Wrong, make_thing, 
 from support.common import (
     UserError,
     hash_file,
+    lock_file,
     parse_json,
     printable,
     require_regular_file,
@@ -251,11 +251,7 @@ class KeptAnswers:
             require_regular_file(self.file)
         self.descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.file}: another run writes to it; wait for its end, or name "
-                                "another folder") from None
+            lock_file(self.descriptor, self.file, "folder")
             self.read_places()
         except BaseException:
             os.close(self.descriptor)

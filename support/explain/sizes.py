@@ -31,6 +31,7 @@ from projector import PRESETS, SkyEyeConfig, SkyEyeGPT, read_config
 from support.checkpoints.files import ModelError
 from support.explain.walk import Step, print_columns, print_steps, short, watch_forward
 from support.inference.quantization import GROUP_SIZE, LLM_LINEAR, LM_HEAD, VIT_LINEAR
+from support.training.flops import is_trained
 
 TEXT_TOKENS, ANSWER_TOKENS = 44, 20         # of the example: a prompt's text, and its answer
 METHODS = {                                 # --tune: a LoRA that it puts in
@@ -97,15 +98,6 @@ class StepMemory:
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer + self.activations
-
-
-def is_trained(name: str, tune: str) -> bool:
-    """By --tune, as train.is_trained says it, the vision encoder frozen."""
-    if name.startswith("visual_encoder."):
-        return False
-    if name.startswith("llama_proj.") or tune == "full":
-        return True
-    return tune != "projector" and ".lora_" in name
 
 
 def with_method(config: SkyEyeConfig, tune: str) -> SkyEyeConfig:

@@ -5,14 +5,21 @@ that the run writes, which it may write over; then each tile that is answered ha
 only ever added, a batch at a time: of a run that was killed, the last line may be cut off, and that
 tile is asked again. With several processes each has a file of its own, OUTPUT.tiles.rankN.jsonl.
 """
-import fcntl
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from support.common import UserError, differences, hash_file, parse_json, read_bytes, write_atomic
+from support.common import (
+    UserError,
+    differences,
+    hash_file,
+    lock_file,
+    parse_json,
+    read_bytes,
+    write_atomic,
+)
 from support.evaluation.runs import LARGE_FILE
 from support.scenes.answers import TileAnswers
 
@@ -119,11 +126,10 @@ def open_journal(output: Path, rank: int = 0) -> TextIO:
     """To add lines. UserError: another process does."""
     file = open(journal_file(output, rank), "a", encoding="utf-8")      # noqa: SIM115
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        lock_file(file, journal_file(output, rank), "file")
+    except BaseException:
         file.close()
-        raise UserError(f"{journal_file(output, rank)}: another run is writing it; wait for its "
-                        "end, or name another file") from None
+        raise
     return file
 
 

@@ -16,6 +16,15 @@ from projector import SkyEyeConfig
 from vit import ViTConfig
 
 
+def is_trained(name: str, tune: str, train_vit: bool = False) -> bool:
+    """Is the parameter of this name? tune, train_vit: of train.TrainConfig."""
+    if name.startswith("visual_encoder."):
+        return train_vit
+    if name.startswith("llama_proj.") or tune == "full":
+        return True
+    return ".lora_" in name and tune != "projector"
+
+
 def count_flops(config: SkyEyeConfig, batch: dict[str, Tensor | None], tune: str,
                 train_vit: bool = False) -> float:
     """-> the FLOPs of the matrix products that one forward and backward pass cannot do without.
