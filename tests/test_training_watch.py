@@ -38,9 +38,10 @@ def wait_until_there(file, processes, seconds=120):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    """The data are so many that no process comes to their end before it is killed."""
     folder = tmp_path_factory.mktemp("place")
     tiny.model_folder(folder / "model")
-    tiny.conversations(folder / "data", 40)
+    tiny.conversations(folder / "data", 300)
     return folder
 
 
