@@ -12,6 +12,7 @@ from projector import PRESETS, SkyEyeGPT
 from support.checkpoints.files import ModelError
 from support.common import UserError
 from support.explain import sizes
+from support.explain.walk import watch_forward
 from support.inference.quantization import QuantizedTensor
 from support.tools import convert
 from support.training.flops import is_trained
@@ -97,6 +98,17 @@ def test_two_depths_give_every_other(tune):
     config = sizes.with_method(dataclasses.replace(
         CONFIG, llama=dataclasses.replace(LLAMA, depth=7)), tune)
     assert sizes.activation_bytes(config, *args) == sizes.fake_activations(config, *args)
+
+
+@pytest.mark.parametrize("variant", ["eva", "clip"])
+def test_one_block_of_each_stack_gives_the_steps_of_all(variant):
+    config = dataclasses.replace(CONFIG, vit=dataclasses.replace(tiny.VIT, variant=variant))
+    ids = torch.zeros(1, config.visual_tokens + sizes.TEXT_TOKENS, dtype=torch.long, device="meta")
+    side = config.vit.image_size
+    told = watch_forward(sizes.on_meta(config), ids, torch.zeros(1, 3, side, side, device="meta"))
+    shown = [step for step in told if step.level == 0 or "blocks.0" in step.name or
+             "layers.0" in step.name]
+    assert sizes.all_steps(config) == shown and len(shown) > 4 + config.vit.depth + LLAMA.depth
 
 
 def test_a_lora_of_the_same_kind_stays_another_is_replaced():

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,7 +30,14 @@ from llama import hidden_states_at
 from lora import MOE_LORA, LoRAConfig
 from projector import PRESETS, SkyEyeConfig, SkyEyeGPT, read_config
 from support.checkpoints.files import ModelError
-from support.explain.walk import Step, print_columns, print_steps, short, watch_forward
+from support.explain.walk import (
+    Step,
+    is_block,
+    print_columns,
+    print_steps,
+    short,
+    watch_forward,
+)
 from support.inference.quantization import GROUP_SIZE, LLM_LINEAR, LM_HEAD, VIT_LINEAR
 from support.training.flops import is_trained
 
@@ -57,23 +65,44 @@ def on_meta(config: SkyEyeConfig) -> SkyEyeGPT:
         return SkyEyeGPT(config)
 
 
+@cache
+def shapes(config: SkyEyeConfig) -> dict[str, torch.Size]:
+    """Of each parameter."""
+    return {name: p.shape for name, p in on_meta(config).named_parameters()}
+
+
+def all_steps(config: SkyEyeConfig) -> list[Step]:
+    """The forward pass of the example. Blocks of a stack are alike without numbers: one of each
+    runs, which takes PyTorch a third of the time."""
+    small = replace(config, vit=replace(config.vit, depth=1), llama=replace(config.llama, depth=1))
+    ids = torch.zeros(1, config.visual_tokens + TEXT_TOKENS, dtype=torch.long, device="meta")
+    side = config.vit.image_size
+    steps = []
+    for step in watch_forward(on_meta(small), ids, torch.zeros(1, 3, side, side, device="meta")):
+        stack = is_block(step.name)
+        depth = 1 if not stack else (config.vit if "visual" in stack else config.llama).depth
+        steps += [replace(step, name=f"{stack}.{i}") if i else step for i in range(depth)]
+    return steps
+
+
 # ---- weights and cache ---------------------------------------------------------------------------
 
 def weight_bytes(config: SkyEyeConfig, bits: int = 16, float_bytes: int = 2) -> int:
     """Of all weights in so many bits, as --bits stores them; float_bytes: of a number that stays a
     float, and of a scale. LoRA is float32 only in training."""
     total = 0
-    for name, p in on_meta(config).named_parameters():
+    for name, shape in shapes(config).items():
         rule = ((LLM_LINEAR, bits, 0), (LM_HEAD, 8, 0), (VIT_LINEAR, 8, 128))
         found = [(own, group) for pattern, own, group in rule
                  if bits < 16 and re.search(pattern, name)]
-        total += quantized_bytes(p, *found[0], float_bytes) if found else p.numel() * float_bytes
+        total += quantized_bytes(shape, *found[0], float_bytes) if found else (
+            shape.numel() * float_bytes)
     return total
 
 
-def quantized_bytes(weight: Tensor, bits: int, group: int, float_bytes: int) -> int:
+def quantized_bytes(shape: torch.Size, bits: int, group: int, float_bytes: int) -> int:
     """As support.inference.quantization.quantize stores it: rows are padded to whole groups."""
-    m, n = weight.shape
+    m, n = shape
     group = group or (n if bits == 8 else GROUP_SIZE)
     width = n + -n % (group * 8 // bits)
     return m * (width * bits // 8 + width // group * float_bytes)
@@ -115,10 +144,10 @@ def step_memory(config: SkyEyeConfig, tune: str, rows: int = 1, text: int = TEXT
     config = with_method(config, tune)
     narrow = tune != "full"                     # frozen weights may be stored in dtype
     trained = weights = 0
-    for name, p in on_meta(config).named_parameters():
+    for name, shape in shapes(config).items():
         own = is_trained(name, tune)
-        trained += p.numel() if own else 0
-        weights += p.numel() * (dtype.itemsize if narrow and not own else 4)
+        trained += shape.numel() if own else 0
+        weights += shape.numel() * (dtype.itemsize if narrow and not own else 4)
     return StepMemory(trained, weights, 4 * trained, 8 * trained,
                       activation_bytes(config, tune, rows, text, answer, dtype))
 
@@ -181,26 +210,23 @@ def count_saved(model: nn.Module) -> Iterator[Callable[[], int]]:
 def explain(name: str) -> None:
     """Print it all. ModelError: there is no such model."""
     config = find_config(name)
-    model, T = on_meta(config), config.visual_tokens + TEXT_TOKENS
-    ids = torch.zeros(1, T, dtype=torch.long, device="meta")
-    side = config.vit.image_size
-    steps = watch_forward(model, ids, torch.zeros(1, 3, side, side, device="meta"))
+    steps, side = all_steps(config), config.vit.image_size
     print(f"{name}: a picture of {side} x {side}, {config.visual_tokens} visual tokens and "
           f"{TEXT_TOKENS} tokens of text\n")
     print_steps(steps)
     print()
-    print_columns(part_rows(model, steps))
+    print_columns(part_rows(config, steps))
     print()
     print_columns(memory_rows(config))
     print(f"\nbytes of a training step on one such row, {ANSWER_TOKENS} of its tokens learned, "
-          "AdamW, arithmetic in bf16")
+          "AdamW, arithmetic in bf16", flush=True)
     print_columns(training_rows(config))
 
 
-def part_rows(model: SkyEyeGPT, steps: list[Step]) -> list[tuple[str, ...]]:
+def part_rows(config: SkyEyeConfig, steps: list[Step]) -> list[tuple[str, ...]]:
     rows = [("part", "parameters", "of LoRA", "FLOPs")]
     for part in ("visual_encoder", "llama_proj", "llama_model"):
-        sizes = {name: p.numel() for name, p in model.named_parameters()
+        sizes = {name: shape.numel() for name, shape in shapes(config).items()
                  if name.startswith(f"{part}.")}
         lora = sum(size for name, size in sizes.items() if ".lora_" in name)
         flops = sum(step.flops for step in steps
