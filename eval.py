@@ -58,7 +58,6 @@ from support.evaluation.report import (
     CONVERSATION_NOTE,
     TaskResult,
     check_output,
-    check_sheet,
     draw_sheet,
     format_papers,
     write_report,
@@ -85,6 +84,7 @@ from support.evaluation.runs import (
     read_record,
 )
 from support.images.common import parse_bands
+from support.images.draw import check_sheet, save_picture
 from support.inference.generation import BoxConstraint, BoxGrammar, pack_if_possible
 from support.metrics.answers import answer_candidates
 from support.metrics.boxes import CONVENTIONS, LOCATED_TASKS
@@ -468,7 +468,7 @@ def score(file: Path, config: EvalConfig) -> tuple[list[TaskResult], dict]:
         folders = (".", base, *file.absolute().parents)
         shown = [row | {"image": find_pictures(row["image"], folders)} for row in rows]
         with output_errors(config.sheet):
-            draw_sheet(shown, errors, config.bands).save(config.sheet)
+            save_picture(draw_sheet(shown, errors, config.bands), config.sheet)
     return results, record
 
 
@@ -480,7 +480,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(format_papers(), end="")
         return
     if config.sheet and config.benchmark != "all":
-        check_sheet(config.sheet, config.overwrite)
+        check_sheet("--sheet", config.sheet, config.overwrite)
     if config.score:                            # needs no model
         if config.output_dir:
             check_output(config.output_dir)

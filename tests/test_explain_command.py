@@ -174,7 +174,7 @@ def test_flags_that_do_not_go_together_are_refused(folder, picture, tmp_path):
             [str(picture), "--each", *flags]))
     with pytest.raises(UserError, match="a picture of the conversation"):
         make_session(folder, picture, explain=picture)
-    with pytest.raises(UserError, match="a sheet is a picture"):
+    with pytest.raises(UserError, match="a picture is written as .png"):
         make_session(folder, picture, explain=str(tmp_path / "a.txt"))
     with pytest.raises(UserError, match="exists; --overwrite"):
         make_session(folder, explain=picture)

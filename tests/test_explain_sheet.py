@@ -9,7 +9,6 @@ from PIL import Image
 import tiny
 from conversations import make_conversation
 from data import Tokenizer
-from support.common import UserError
 from support.explain.attention import Reading, patch_attention, read_answer
 from support.explain.command import draw_answer, images_of, last_turn
 from support.explain.sheet import (
@@ -21,7 +20,6 @@ from support.explain.sheet import (
     draw_sheet,
     heat_tile,
     middle_patch,
-    save_sheet,
     seen_picture,
     spread_evenly,
 )
@@ -124,14 +122,6 @@ def test_an_answer_about_no_picture_has_its_lens_alone():
 def test_the_picture_is_shown_as_the_model_sees_it():
     wide = Image.new("RGB", (80, 20), "red")
     assert seen_picture(wide, tiny.SKYEYE).getcolors() == [(TILE * TILE, (255, 0, 0))]
-
-
-def test_a_sheet_is_written_as_a_picture_and_as_nothing_else(tmp_path):
-    sheet = Image.new("RGB", (5, 7))
-    assert save_sheet(tmp_path / "a.png", sheet) == f"saved {tmp_path / 'a.png'}"
-    assert Image.open(tmp_path / "a.png").size == (5, 7)
-    assert "a sheet is a picture" in tiny.refusal(UserError, save_sheet, tmp_path / "a.txt", sheet)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_the_sheet_of_the_front_page_is_what_the_shipped_model_gives():

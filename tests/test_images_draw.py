@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import tiny
+from support.common import UserError
 from support.images.draw import (
     COLORS,
     contact_sheet,
@@ -10,6 +12,7 @@ from support.images.draw import (
     draw_on_picture,
     merge_boxes,
     overlap,
+    save_picture,
     unused_name,
 )
 from support.images.read import Picture
@@ -135,3 +138,17 @@ def test_a_contact_sheet_has_rows_of_cells_as_high_as_their_highest():
 def test_a_long_text_ends_after_24_lines():
     sheet = contact_sheet([(Image.new("RGB", (10, 10)), "word " * 2000)], width=112)
     assert sheet.size == (4 * 112, 100 + 24 * 16 + 18)
+
+
+@pytest.mark.parametrize("name, form", [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.tif", "TIFF")])
+def test_a_picture_is_written_in_the_format_of_its_suffix(name, form, tmp_path):
+    save_picture(Image.new("RGB", (5, 7)), tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.size == (5, 7) and image.format == form
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.png.gz"])
+def test_no_picture_is_written_under_another_suffix(name, tmp_path):
+    refused = tiny.refusal(UserError, save_picture, Image.new("RGB", (5, 7)), tmp_path / name)
+    assert f"{name}: a picture is written as .png" in refused and not list(tmp_path.iterdir())

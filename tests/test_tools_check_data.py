@@ -126,6 +126,24 @@ def test_a_sheet_shows_samples_with_their_boxes(tmp_path):
         assert abs(found - 6 - wanted * scale) < 2.5 * scale
 
 
+def test_no_report_or_sheet_is_written_over_a_file_that_exists(tmp_path):
+    data = tmp_path / "fine.json"
+    data.write_text(json.dumps([row(GOOD)]))
+    tiny.picture(tmp_path / GOOD)
+    before = data.read_bytes(), (tmp_path / GOOD).read_bytes()
+    for flags, reason in (
+            (("--check", data, "--json", data), "--overwrite writes over it"),
+            (("--show", data, "--out", tmp_path / GOOD), "--overwrite writes over it"),
+            (("--show", data, "--out", tmp_path / "sheet"), "written as .png"),
+            (("--show", data, "--out", tmp_path / "no" / "sheet.png"), "no such folder")):
+        done = run(*flags)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and reason in done.stderr
+    assert before == (data.read_bytes(), (tmp_path / GOOD).read_bytes())
+    (tmp_path / "sheet.jpg").write_text("old")
+    assert run("--show", data, "--out", tmp_path / "sheet.jpg", "--overwrite").returncode == 0
+    assert Image.open(tmp_path / "sheet.jpg").format == "JPEG"
+
+
 def test_pictures_that_train_and_test_share_are_named(tmp_path):
     for split in ("train", "test"):
         for folder in ("caption", "vqa"):

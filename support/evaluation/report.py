@@ -51,16 +51,6 @@ def check_output(folder: Path) -> None:
             raise UserError(f"{file}: not written by eval.py; --output_dir names another folder")
 
 
-def check_sheet(file: Path, overwrite: bool) -> None:
-    """Before a run: UserError where the sheet could not be written, or --overwrite is needed."""
-    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"--sheet {file}: a picture is written as .png, .jpg, ..")
-    if not file.parent.is_dir():
-        raise UserError(f"--sheet {file}: no such folder")
-    if file.exists() and not overwrite:
-        raise UserError(f"--sheet {file}: exists; --overwrite writes over it")
-
-
 def is_report(file: Path) -> bool:
     try:
         found = read_json(file)

@@ -16,7 +16,7 @@ from data import Tokenizer, encode_conversation, preprocess
 from projector import SkyEyeGPT
 from support.common import UserError
 from support.explain.attention import Reading, patch_attention, read_answer, without_lora
-from support.explain.sheet import answer_boxes, draw_sheet, middle_patch, save_sheet
+from support.explain.sheet import answer_boxes, draw_sheet, middle_patch
 from support.explain.walk import (
     Step,
     answer_rows,
@@ -27,6 +27,7 @@ from support.explain.walk import (
     steps_to_json,
     walk,
 )
+from support.images.draw import save_picture
 from support.images.read import Picture
 from support.inference.generation import BoxConstraint, BoxGrammar
 from support.terminal.questions import Detection, sampling_for
@@ -148,7 +149,8 @@ def explain_answer(conversation: Conversation, sheet: Path | None = None, lora: 
     change = None if lora else compare_lora(conversation, reading)
     told = ""
     if sheet:
-        told = save_sheet(sheet, draw_answer(conversation, reading, images))
+        save_picture(draw_answer(conversation, reading, images), sheet)
+        told = f"saved {sheet}"
     return Explanation(walk(model, ids, images), reading, change), told
 
 

@@ -11,7 +11,6 @@ visual token have the same brightness: the language model cannot tell them apart
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from data import PROMPTS, Tokenizer, pad_to_square, parse_boxes
 from projector import SkyEyeConfig
-from support.common import Box, UserError, write_atomic
+from support.common import Box
 from support.explain.attention import Reading, over_patches
 from support.images.draw import COLORS
 from support.inference.generation import token_text
@@ -225,16 +224,3 @@ def draw_lens(canvas: Canvas, reading: Reading, tokenizer: Tokenizer) -> None:
         canvas.y += FONT + 8
 
 
-def picture_format(file: Path) -> str:
-    """"PNG". UserError: the suffix of `file` is not that of a picture format."""
-    file_format = Image.registered_extensions().get(file.suffix.lower())
-    if file_format not in Image.SAVE:
-        raise UserError(f"{file}: a sheet is a picture, written as .png, .jpg, .tif, ..")
-    return file_format
-
-
-def save_sheet(file: Path, sheet: Image.Image) -> str:
-    """-> what to tell. UserError: as picture_format."""
-    file_format = picture_format(file)
-    write_atomic(file, lambda temporary: sheet.save(temporary, file_format))
-    return f"saved {file}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from support.common import Box
+from support.common import Box, UserError, write_atomic
 from support.images.read import Picture
 
 # ---- boxes ---------------------------------------------------------------------------------------
@@ -172,3 +172,30 @@ def draw_cell(picture: Image.Image, text: str, width: int) -> Image.Image:
         y = small.height + 2 * MARGIN + LINE_HEIGHT * number
         draw.text((MARGIN, y), line, fill="black", font=font)
     return cell
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+def picture_format(file: Path, more: str = "") -> str:
+    """"PNG". UserError: the suffix of `file` is not that of a picture format; more: to say then.
+    """
+    file_format = Image.registered_extensions().get(file.suffix.lower())
+    if file_format not in Image.SAVE:
+        raise UserError(f"{file}: a picture is written as .png, .jpg, .tif, ..{more}")
+    return file_format
+
+
+def check_sheet(flag: str, file: Path, overwrite: bool) -> None:
+    """Before a sheet is drawn: UserError where it could not be written, or --overwrite is needed.
+    """
+    picture_format(file)
+    if not file.parent.is_dir():
+        raise UserError(f"{flag} {file}: no such folder")
+    if file.exists() and not overwrite:
+        raise UserError(f"{flag} {file}: exists; --overwrite writes over it")
+
+
+def save_picture(image: Image.Image, file: Path) -> None:
+    """UserError: as picture_format."""
+    file_format = picture_format(file)
+    write_atomic(file, lambda temporary: image.save(temporary, file_format))

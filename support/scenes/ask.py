@@ -18,6 +18,7 @@ from data import Tokenizer
 from projector import SkyEyeGPT
 from support.common import UserError
 from support.evaluation.runs import hash_weights, output_errors
+from support.images.draw import picture_format
 from support.scenes.answers import (
     SceneAnswer,
     SceneQuestion,
@@ -27,7 +28,7 @@ from support.scenes.answers import (
     scene_question,
 )
 from support.scenes.journal import Journal, begin, outputs_of, settings_of
-from support.scenes.layers import check_layer, check_picture, save_answers
+from support.scenes.layers import check_layer, save_answers
 from support.scenes.raster import Scene, open_scenes
 from support.terminal.display import check_target, eprint
 from support.terminal.each import read_lines
@@ -103,7 +104,7 @@ def start(config: Settings) -> None:
     if config.csv and config.csv.suffix.lower() != ".csv":
         raise UserError(f"--csv {config.csv}: a table is written as .csv")
     if config.save:
-        check_picture(config.save)
+        picture_format(config.save)
     files = outputs(config)
     own = outputs_of(files[0]) if files else set()      # of a run that is continued
     for file in files:

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from support.common import Box, UserError, is_installed, write_atomic
-from support.images.draw import COLORS, draw_on_picture
+from support.images.draw import COLORS, draw_on_picture, save_picture
 from support.scenes.answers import SceneAnswer
 from support.scenes.georeference import digits_for, geometry_of
 from support.scenes.raster import Scene, read_reduced, scene_name
@@ -204,12 +204,6 @@ def check_layer(file: Path) -> None:
                         "fiona; .geojson is written without it")
 
 
-def check_picture(file: Path) -> None:
-    """UserError: no picture format."""
-    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"{file}: a picture is written as .png, .jpg, .tif, ..")
-
-
 def save_answers(file: Path, answers: Sequence[SceneAnswer], scenes: Sequence[Scene], model: str
                  ) -> str:
     """Write a layer, a table or a picture of the last answer, by the suffix -> what to tell.
@@ -223,9 +217,6 @@ def save_answers(file: Path, answers: Sequence[SceneAnswer], scenes: Sequence[Sc
     elif suffix == ".csv":
         write_table(file, answers, scenes, model)
     else:
-        check_picture(file)
-        image = draw_answer(answers[-1], scenes[0])
-        form = Image.registered_extensions()[suffix]
-        write_atomic(file, lambda temporary: image.save(temporary, form))
+        save_picture(draw_answer(answers[-1], scenes[0]), file)
     note = f"; {PIXEL_NOTE}" if suffix in LAYER_SUFFIXES and not scenes[0].georeference else ""
     return f"saved {file}{note}"

@@ -16,7 +16,13 @@ from pathlib import Path
 from PIL import Image, ImageColor, ImageDraw
 
 from support.common import Box, UserError, write_atomic
-from support.images.draw import COLORS, draw_on_picture, unused_name
+from support.images.draw import (
+    COLORS,
+    draw_on_picture,
+    picture_format,
+    save_picture,
+    unused_name,
+)
 from support.images.read import Picture
 from support.terminal.answers import readable_text
 from support.terminal.questions import Detection, rounded
@@ -171,14 +177,10 @@ def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Det
     """
     if not pictures:
         raise UserError(f"{file}: there is no picture to save")
-    file_format = Image.registered_extensions().get(file.suffix.lower())
-    if file_format not in Image.SAVE:
-        raise UserError(f"{file}: a picture is written as .png, .jpg, .tif, ..; a conversation "
-                        "as .json")
+    picture_format(file, "; a conversation as .json")
     index = detections[0].picture if detections else 0
     boxes = [(found.phrase, found.box) for found in detections if found.picture == index]
-    image = draw_on_picture(pictures[index], boxes)
-    write_atomic(file, lambda temporary: image.save(temporary, file_format))
+    save_picture(draw_on_picture(pictures[index], boxes), file)
     if not boxes:
         return f"saved {file}, without a box: the last answer has none"
     others = len({found.picture for found in detections}) - 1

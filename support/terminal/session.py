@@ -18,8 +18,8 @@ from support.explain.command import (
     explanation_to_json,
     print_explanation,
 )
-from support.explain.sheet import picture_format
 from support.images.clips import natural_key
+from support.images.draw import picture_format
 from support.images.read import Picture
 from support.terminal.answers import LEFT_OUT, readable_text
 from support.terminal.display import (

@@ -27,10 +27,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import PROMPTS, Tokenizer, apply_templates, load_images, parse_boxes
-from support.common import Box, UserError, option, parse_config
+from support.common import Box, UserError, option, parse_config, write_atomic
 from support.images.clips import check_pixels
 from support.images.common import parse_bands
-from support.images.draw import contact_sheet, draw_boxes
+from support.images.draw import check_sheet, contact_sheet, draw_boxes, save_picture
 from support.images.read import PictureHeader, read_headers, read_notes
 from support.readers import FORMATS, check_image_folder, read_split
 from support.readers.common import DataError, MissingSplit, Sample, SampleTable, box_fault
@@ -74,10 +74,12 @@ class CheckConfig:
     max_tokens: int = option(1024, "tokens of text that a sample may have, its pictures not "
                              "counted; a longer one is a fault")
     deep: bool = option(False, "with --check: decode every picture and clip, not only the headers")
-    json: str = option("", "with --check: write the report to this JSON file", metavar="FILE")
+    json: Path | None = option(None, "with --check: write the report to this JSON file",
+                               type=Path, metavar="FILE")
     samples: int = option(12, "with --show: number of samples", aliases=("-n",))
     seed: int = option(42, "with --show: which samples are drawn")
-    out: str = option("sheet.png", "with --show: file of the sheet", metavar="FILE")
+    out: Path = option(Path("sheet.png"), "with --show: file of the sheet", metavar="FILE")
+    overwrite: bool = option(False, "let --out and --json write over a file that exists")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> CheckConfig:
@@ -99,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(args: CheckConfig) -> int:
     place = Path(args.check)
+    if args.json and args.json.exists() and not args.overwrite:
+        raise UserError(f"--json {args.json}: exists; --overwrite writes over it")
     splits = read_splits(place, args)
     tokens = TokenCounter(Tokenizer(args.tokenizer), args.prompt, args.visual_tokens,
                           args.max_tokens)
@@ -107,15 +111,18 @@ def check(args: CheckConfig) -> int:
         print("\n".join(describe_skyeye_fields(place)))
     print(report.text())
     if args.json:
-        Path(args.json).write_text(report.json() + "\n", encoding="utf-8")
+        write_atomic(args.json,
+                     lambda file: file.write_text(report.json() + "\n", encoding="utf-8"))
     return 1 if report.faults() else 0
 
 
 def show(args: CheckConfig) -> int:
+    check_sheet("--out", args.out, args.overwrite)
     samples, _ = next(iter(read_splits(Path(args.show), args).values()))
     rng = random.Random(args.seed)
     chosen = sorted(rng.sample(range(len(samples)), min(args.samples, len(samples))))
-    contact_sheet([draw_sample(samples[i], rng, args.bands) for i in chosen]).save(args.out)
+    sheet = contact_sheet([draw_sample(samples[i], rng, args.bands) for i in chosen])
+    save_picture(sheet, args.out)
     print(f"{args.out}: {len(chosen)} of {len(samples):,} samples")
     return 0
 
