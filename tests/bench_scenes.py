@@ -9,8 +9,8 @@ are the things of which at least half lies in it, cut off at its edge. Printed i
 of 0.5, over all kinds.
 
 Without it, 16-bit scenes of growing sides (the same piece of ground, repeated) are asked one
-question by chat.py, in a process each, whose peak of memory is printed. rasterio writes and reads
-them.
+question by chat.py, in a process each, whose seconds of a processor and peak of memory are
+printed. rasterio writes and reads them.
 """
 import argparse
 import json
@@ -121,13 +121,15 @@ def write_large(file: Path, side: int, piece: np.ndarray) -> None:
                 out.write(piece[:, :height, :width], window=Window(left, top, width, height))
 
 
-# Runs a command, and prints the seconds it took and its peak of memory in MB.
+# Runs a command, and prints the seconds it took, those of a processor, which other programs change
+# less, and its peak of memory in MB.
 MEASURE = """
 import resource, subprocess, sys, time
 start = time.perf_counter()
 code = subprocess.run(sys.argv[1:]).returncode
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(code, time.perf_counter() - start, peak / (1e6 if sys.platform == "darwin" else 1e3))
+seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(code, seconds, used.ru_utime + used.ru_stime,
+      used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3))
 """
 
 
@@ -145,12 +147,12 @@ def measure_speed(args: argparse.Namespace) -> None:
                        "[detection] ships", "--geojson", str(layer)]
             done = subprocess.run([sys.executable, "-c", MEASURE, *command], cwd=ROOT, text=True,
                                   capture_output=True, env=dict(os.environ))
-            code, seconds, megabytes = map(float, done.stdout.splitlines()[-1].split())
+            code, seconds, processor, megabytes = map(float, done.stdout.splitlines()[-1].split())
             assert code == 0, done.stderr
             tiles = int(re.search(r"in ([\d,]+) tiles of", done.stderr)[1].replace(",", ""))
             print(f"{side} x {side}: {file.stat().st_size / 1e6:,.0f} MB, {tiles:,} tiles, "
-                  f"{seconds:.0f} s, {tiles / seconds:.1f} tiles/s, at most {megabytes:,.0f} MB",
-                  flush=True)
+                  f"{seconds:.0f} s, {processor:.0f} s of a processor, {tiles / processor:.1f} "
+                  f"tiles in one of these, at most {megabytes:,.0f} MB", flush=True)
             time.sleep(1)
 
 
