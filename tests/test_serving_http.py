@@ -89,7 +89,7 @@ def test_the_models_and_the_status_are_listed(server):
     assert ask(server, None, path="/v1/models", method="GET")[2]["data"][0]["id"] == server.name
     status = ask(server, None, path="/status", method="GET")[2]
     assert status["state"] == "ready" and "forest.png" in status["examples"]
-    assert "forest_boxes.png" not in status["examples"] and len(status["examples"]) == 10
+    assert "desert_boxes.png" not in status["examples"] and len(status["examples"]) == 10
     code, headers, content = ask(server, None, path="/examples/forest.png", method="GET")
     assert code == 200 and content == (tiny.ROOT / "examples/forest.png").read_bytes()
     code, headers, content = ask(server, None, path="/examples/forest.png", method="HEAD")
