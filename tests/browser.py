@@ -30,6 +30,8 @@ class Browser:
         self.number, self.rest = 0, b""
         self.errors: list[str] = []
         self.requests: list[str] = []   # addresses that the page asked for
+        self.dialogs: list[str] = []    # kinds of what the browser itself asked
+        self.leaves = True              # the answer: go on, or stay on the page
 
     def __enter__(self) -> "Browser":
         theirs_in, self.out = os.pipe()
@@ -48,14 +50,21 @@ class Browser:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(theirs_in)
         os.close(theirs_out)
-        self.session = None
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = self.target = None
+        self.new_tab()
+        return self
+
+    def new_tab(self) -> None:
+        """In the place of the one before, of which nothing is kept."""
+        self.session, before = None, self.target
+        self.target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.send("Target.attachToTarget", targetId=self.target, flatten=True)
+        if before:
+            self.send("Target.closeTarget", targetId=before)
         self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.resize(*self.size)
-        return self
 
     def __exit__(self, *_) -> None:
         self.process.kill()
@@ -63,17 +72,22 @@ class Browser:
         os.close(self.inp)
         os.close(self.out)
 
-    def send(self, method: str, **parameters) -> dict:
-        """-> the result; what else arrives meanwhile is noted."""
+    def write(self, method: str, **parameters) -> int:
+        """-> the number that the reply will have."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
         os.write(self.out, json.dumps(message).encode() + b"\0")
+        return self.number
+
+    def send(self, method: str, **parameters) -> dict:
+        """-> the result; what else arrives meanwhile is noted."""
+        number = self.write(method, **parameters)
         end = time.monotonic() + 60
         while True:
             reply = self.receive(end)
-            if reply.get("id") == self.number:
+            if reply.get("id") == number:
                 if "error" in reply:
                     raise RuntimeError(f"{method}: {reply['error']['message']}")
                 return reply["result"]
@@ -99,6 +113,9 @@ class Browser:
             self.errors.append(parameters["entry"]["text"])
         elif method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"][:200])
+        elif method == "Page.javascriptDialogOpening":
+            self.dialogs.append(parameters["type"])
+            self.write("Page.handleJavaScriptDialog", accept=self.leaves)
 
     # ---- a person's hands and eyes ---------------------------------------------------------------
 

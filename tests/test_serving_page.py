@@ -25,7 +25,6 @@ READY = "document.getElementById('state').textContent.includes('ready')"
 def browser(tmp_path_factory):
     with Browser(tmp_path_factory.mktemp("profile")) as own:
         own.saved = tmp_path_factory.mktemp("saved")
-        own.downloads(own.saved)
         yield own
 
 
@@ -37,10 +36,12 @@ def server():
 
 @pytest.fixture
 def page(browser, server):
-    browser.resize(1200, 800)
+    browser.new_tab()
+    browser.downloads(browser.saved)
     browser.prefer("light")
-    browser.errors.clear()
-    browser.requests.clear()
+    browser.leaves = True
+    for noted in (browser.errors, browser.requests, browser.dialogs):
+        noted.clear()
     browser.open(server.url)
     browser.wait_for(READY)
     yield browser
@@ -62,11 +63,11 @@ def show(page, *paths):
 
 
 def ask(page, text):
+    before = page.run("current.turns.length")
     page.click("#text")
     page.type(text)
     page.press("Enter")
-    page.wait_for("running")
-    page.wait_for("!running")
+    page.wait_for(f"current.turns.length > {before} && !running")
 
 
 def texts(page, selector):
@@ -213,8 +214,8 @@ def test_an_answer_can_be_stopped_and_its_beginning_stays(page, server, picture,
     assert page.run("$('ask').disabled") is False
 
 
-def test_a_page_that_is_loaded_anew_stops_its_answer_and_asks_again(page, server, picture,
-                                                                     monkeypatch):
+def test_a_page_that_is_loaded_anew_stops_its_answer_and_goes_on(page, server, picture,
+                                                                 monkeypatch):
     with monkeypatch.context() as slow:
         script(slow, server, TOKENIZER, "a green ship near the river " * 9, seconds=0.1)
         show(page, picture)
@@ -226,9 +227,74 @@ def test_a_page_that_is_loaded_anew_stops_its_answer_and_asks_again(page, server
         wait_until(lambda: not any(server.engine.load().values()), 3)
     script(monkeypatch, server, TOKENIZER, "yes")
     page.wait_for(READY)
+    assert texts(page, ".small") == ["stopped"] and "a gr" in texts(page, ".answer")[0]
+    ask(page, "is there a road?")
+    assert texts(page, ".answer")[1] == "yes" and texts(page, ".small")[0] == "stopped"
+
+
+def test_a_page_that_is_loaded_anew_shows_what_it_showed(page, server, tmp_path, monkeypatch):
+    """Both conversations, pictures of any format, boxes, the question that is being written."""
+    script(monkeypatch, server, TOKENIZER, TWO)
+    first = tiny.picture(tmp_path / "first.png", 40, 30)
+    (tmp_path / "scene.tif").write_bytes(geotiff())
+    show(page, str(first))
+    ask(page, "[detection] planes")
+    page.drop("#stage", [str(tmp_path / "scene.tif")])
+    page.wait_for("conversations.length == 2 && current.pictures.length == 1")
+    ask(page, "[detection] planes")
+    page.wait_for("document.querySelectorAll('.box').length == 2")
+    page.type("how many <b>")
+    shown = "[log.innerHTML, svg.querySelectorAll('rect').length, $('note').textContent, " \
+            "$('conversations').textContent, $('text').value, shownPicture().coordinates]"
+    drawn = "[...svg.querySelectorAll('.edge')].map(e => e.getBoundingClientRect().toJSON())"
+    before = page.run(shown), page.run(drawn)
+    for _ in range(2):
+        page.open(server.url)
+        page.wait_for(READY)
+        assert (page.run(shown), page.run(drawn)) == before
+    assert page.run("(async () => { const i = new Image(); i.src = shownPicture().url; "
+                    "await i.decode(); return i.naturalWidth > 0; })()")
+    seen = []
+    prepare = type(server.service).prepare
+    monkeypatch.setattr(server.service, "prepare", lambda request: (
+        seen.append(request), prepare(server.service, request))[1])
+    ask(page, " planes ?")
+    assert seen[0].turns == [("[detection] planes", TWO), ("how many <b> planes ?", None)]
+    assert page.run("current.turns[1].question") == "how many <b> planes ?"
+    page.run("$('conversations').value = 0; "
+             "$('conversations').dispatchEvent(new Event('change'))")
+    page.click("#save-picture")
+    assert Image.open(io.BytesIO(saved_file(page, "first_boxes.png"))).size == (40, 30)
+    assert not page.dialogs
+
+
+def test_what_the_browser_cannot_keep_is_not_lost_without_a_question(page, server, tmp_path,
+                                                                     monkeypatch):
+    script(monkeypatch, server, TOKENIZER, "yes")
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    show(page, str(tmp_path / "large.png"))
+    ask(page, "is there a road?")
+    page.leaves = False
+    page.send("Page.navigate", url=server.url)
+    assert page.dialogs == ["beforeunload"] and texts(page, ".answer") == ["yes"]
+    page.leaves = True
+    page.open(server.url)
+    page.wait_for(READY)
+    assert len(page.dialogs) == 2 and page.run("conversations.length") == 1
+    assert not page.run("current.turns.length + current.pictures.length")
+
+
+def test_another_tab_begins_without_what_this_one_keeps(page, server, picture, monkeypatch):
+    script(monkeypatch, server, TOKENIZER, "yes")
     show(page, picture)
     ask(page, "is there a road?")
-    assert texts(page, ".answer") == ["yes"]
+    page.open(server.url)
+    page.wait_for("current.turns.length == 1")
+    page.new_tab()
+    page.open(server.url)
+    page.wait_for(READY)
+    assert not page.run("current.turns.length + current.pictures.length")
 
 
 def test_the_buttons_of_the_tasks_ask_for_them(page, server, picture, monkeypatch):
