@@ -54,7 +54,8 @@ def test_every_field_that_openais_clients_send_is_known():
         HELLO, model="tiny", stream=True, stream_options={"include_usage": True}, max_tokens=7,
         temperature=0.5, top_p=0.5, stop=["a", "b"], seed=3, n=1, frequency_penalty=0,
         presence_penalty=0.0, user="me", logprobs=False, response_format={"type": "text"},
-        top_k=4, repetition_penalty=1.1, tools=[], tool_choice="auto", logit_bias=None)
+        top_k=4, repetition_penalty=1.1, tools=[], tool_choice="auto", logit_bias=None,
+        functions=[], function_call="none", safety_identifier="me", prompt_cache_key="a")
     assert request.stream and request.include_usage and request.stops == ("a", "b")
     assert request.options == {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.5, "seed": 3,
                                "top_k": 4, "repetition_penalty": 1.1}
@@ -73,6 +74,48 @@ def test_turns_texts_and_pictures_come_in_their_order():
     assert "system" in request.notes[0]
 
 
+def test_fields_of_other_servers_have_no_effect_and_are_noted():
+    request = parse(dataset="a", min_p=0.1, chat_template_kwargs={"a": [1]}, audio=None)
+    assert request.options == {} and request.turns == [("hello", None)]
+    [note] = request.notes
+    assert note == ("'audio', 'chat_template_kwargs', 'dataset', 'min_p': not a field of this "
+                    "interface, without effect")
+    [note] = parse(**{f"{i}\n" * 99: i for i in range(30)}).notes
+    assert "and 22 more" in note and len(note) < 700 and "\n" not in note
+    assert parse(top_k=-1).options == {"top_k": 0}
+
+
+def test_messages_that_follow_each_other_are_one():
+    """As OpenAI's interface takes them, where chat.py has a question and its answer in turn."""
+    asked = [("assistant", "what can I do for you?"), ("system", "be brief"), ("user", "one"),
+             ("user", [picture_part(b"1"), {"type": "text", "text": "two"}]), ("assistant", "yes"),
+             ("assistant", ""), ("assistant", "no"), ("user", ""), ("system", "be brief"),
+             ("user", "three")]
+    request = parse([{"role": role, "content": content} for role, content in asked])
+    assert request.turns == [("one\ntwo", "yes\nno"), ("three", None)]
+    assert request.pictures == [b"1"] and len(request.notes) == 2
+    assert "before the first question" in request.notes[0] and "system" in request.notes[1]
+
+
+def test_what_evaluation_programs_send_is_a_question():
+    """VLMEvalKit's GPT4V and LMDeployAPI, lmms-eval's openai, and their texts in parts."""
+    jpeg = picture_part(b"1", "jpeg")
+    jpeg["image_url"] |= {"detail": "low", "min_pixels": 3}
+    text = {"type": "text", "text": "is there a road ?"}
+    vlmevalkit = {"messages": [{"role": "user", "content": [jpeg, text]}], "temperature": 0}
+    for sent in (vlmevalkit | {"max_tokens": 2048},
+                 vlmevalkit | {"max_tokens": 16384, "n": 1, "dataset": "examples"},
+                 {"messages": [{"role": "system", "content": [{"type": "text", "text": "a"}]},
+                               {"role": "user", "content": [text, picture_part(b"1")]}],
+                  "max_tokens": 16, "temperature": 0, "top_p": 1.0},
+                 {"messages": [{"role": "user", "content": [text, {
+                     "type": "image_url", "image_url": jpeg["image_url"]["url"]}]}],
+                  "max_completion_tokens": 16, "response_format": {"type": "text"}}):
+        request = parse(model="tiny", **sent)
+        assert request.turns == [("is there a road ?", None)] and request.pictures == [b"1"]
+        assert request.options.get("temperature", 0) == 0
+
+
 @pytest.mark.parametrize(("field", "value"), [
     ("temperature", 3), ("temperature", -1), ("temperature", "1"), ("temperature", True),
     ("temperature", float("nan")), ("temperature", float("inf")), ("top_p", 1.5), ("top_p", []),
@@ -80,8 +123,8 @@ def test_turns_texts_and_pictures_come_in_their_order():
     ("stream", 1), ("stream", "true"), ("stream_options", {"usage": True}), ("stream_options", []),
     ("stop", ""), ("stop", ["a"] * 5), ("stop", [1]), ("stop", "a" * 101), ("n", 2), ("n", True),
     ("logprobs", True), ("tools", [{}]), ("response_format", {"type": "json_object"}),
-    ("presence_penalty", 1), ("model", 3), ("functions", []), ("top_k", -1), ("__class__", 1),
-    ("repetition_penalty", 0)])
+    ("presence_penalty", 1), ("model", 3), ("functions", [{}]), ("top_k", -2), ("top_k", 1.5),
+    ("repetition_penalty", 0), ("messages", None)])
 def test_a_field_with_a_wrong_value_is_refused_by_its_name(field, value):
     status, message = refused({"messages": HELLO, field: value})
     assert status == 400 and field in message
@@ -92,7 +135,8 @@ def test_a_field_with_a_wrong_value_is_refused_by_its_name(field, value):
     [{"role": "user", "content": " \n"}], [{"role": "user", "content": 1}],
     [{"role": "user", "content": []}], [{"role": "user", "content": ["hello"]}],
     [{"role": "user", "content": [{"type": "audio"}]}], [{"role": "tool", "content": "a"}],
-    [{"role": 1, "content": "a"}], [{"role": "assistant", "content": "a"}], HELLO * 2,
+    [{"role": 1, "content": "a"}], [{"role": "assistant", "content": "a"}],
+    [{"role": "assistant", "content": "a"}, {"role": "user", "content": " "}],
     HELLO + [{"role": "assistant", "content": "a"}], HELLO * 401,
     HELLO + [{"role": "assistant", "content": [picture_part()]}] + HELLO,
     [{"role": "user", "content": "a\0b"}], [{"role": "user", "content": "\ud800"}],

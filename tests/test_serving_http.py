@@ -86,7 +86,12 @@ def test_each_of_many_at_once_gets_the_answer_it_gets_alone(server, paths):
 
 
 def test_the_models_and_the_status_are_listed(server):
-    assert ask(server, None, path="/v1/models", method="GET")[2]["data"][0]["id"] == server.name
+    [model] = ask(server, None, path="/v1/models", method="GET")[2]["data"]
+    assert model["id"] == server.name
+    assert ask(server, None, path=f"/v1/models/{server.name}", method="GET")[2] == model
+    for name in ("gpt-4o", "", "..%2f..", f"{server.name}/a"):
+        status, _, reply = ask(server, None, path=f"/v1/models/{name}", method="GET")
+        assert status == 404 and reply["error"]["code"] == "model_not_found"
     status = ask(server, None, path="/status", method="GET")[2]
     assert status["state"] == "ready" and "forest.png" in status["examples"]
     assert "desert_boxes.png" not in status["examples"] and len(status["examples"]) == 10

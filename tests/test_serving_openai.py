@@ -32,6 +32,7 @@ def paths(tmp_path):
 
 def test_an_answer_about_two_pictures(client, server, paths):
     [model] = client.models.list().data
+    assert client.models.retrieve(model.id) == model
     reply = client.chat.completions.create(model=model.id, messages=[
         message("find all ships", *paths)], max_tokens=24)
     text, boxes = alone(MODEL, TOKENIZER, paths, ["find all ships"])
@@ -58,6 +59,12 @@ def test_a_text_ends_the_answer(client, server):
     stop = whole[5:7]
     reply = client.chat.completions.create(**asked, stop=stop)
     assert reply.choices[0].message.content == whole[:whole.index(stop)]
+
+
+def test_a_field_of_another_server_is_noted(client, server):
+    reply = client.chat.completions.create(model=server.name, messages=[message("hello")],
+                                           extra_body={"dataset": "a"})
+    assert reply.skyeyegpt["notes"] == ["'dataset': not a field of this interface, without effect"]
 
 
 def test_errors_are_those_that_the_package_knows(client, server):

@@ -1,7 +1,8 @@
 """OpenAI's chat completions as this model understands them: a request in, replies out.
 
-Every field of a request is checked, and one that is not known or not to be had is refused, with an
-error object as OpenAI's clients read it. Pictures come as data URLs; an address or a path is never
+Every field of OpenAI's is checked, and a value that is not to be had is refused, with an error
+object as OpenAI's clients read it. Programs made for other servers send fields of those, too: they
+have no effect, and a note says so. Pictures come as data URLs; an address or a path is never
 followed. What the model adds stands in a field of its own, `skyeyegpt`: the question as the model
 read it, the answer without markup, its boxes in pixels with their confidences, and notes.
 
@@ -39,6 +40,7 @@ MAX_MESSAGES, MAX_PARTS = 400, 100      # of a request; of a message
 MAX_TEXT = 100_000                      # characters of all texts of a request
 MAX_PICTURE = 48 << 20                  # bytes of one
 MAX_ITEMS = 200_000                     # commas in a request's JSON
+MAX_UNKNOWN = 8                         # names of fields in a note
 MAX_STOPS, MAX_STOP = 4, 100            # texts that end an answer; characters of one
 DATA_URL = re.compile(r"data:image/[a-zA-Z0-9.+-]{1,40};base64,")
 EXTRA = "skyeyegpt"                     # the field of what other models do not have
@@ -88,20 +90,20 @@ class ChatRequest:
 def parse_request(body: bytes, model: str) -> ChatRequest:
     """model: the name of ours. RequestError."""
     request = parse_body(body)
-    if unknown := sorted(set(request) - set(FIELDS)):
-        raise RequestError(f"{shown(unknown[0])}: not a field of this interface; there are "
-                           f"{', '.join(FIELDS)}", param=shown(unknown[0]))
     options = {}
     for name, value in request.items():
-        if value is not None:
+        if name in FIELDS and value is not None:
             checked = FIELDS[name](name, value)
             options.update(checked or {})
     if options.pop("model", model) != model:
-        raise RequestError(f"no such model; the one here is {model}", 404, "model",
-                           "model_not_found")
+        raise no_such_model(model)
     if "messages" not in options:
         raise RequestError("messages: missing", param="messages")
     turns, pictures, notes = options.pop("messages")
+    if unknown := sorted(set(request) - set(FIELDS)):
+        more = f" and {len(unknown) - MAX_UNKNOWN} more" * (len(unknown) > MAX_UNKNOWN)
+        notes.append(f"{', '.join(map(shown, unknown[:MAX_UNKNOWN]))}{more}: not a field of this "
+                     "interface, without effect")
     return ChatRequest(turns, pictures, options, options.pop("stop", ()),
                        options.pop("stream", False), options.pop("include_usage", False), notes)
 
@@ -125,6 +127,10 @@ def shown(value: object) -> str:
 
 def wrong(name: str, expected: str) -> RequestError:
     return RequestError(f"{name}: must be {expected}", param=name)
+
+
+def no_such_model(own: str) -> RequestError:
+    return RequestError(f"no such model; the one here is {own}", 404, "model", "model_not_found")
 
 
 def number_from(low: float, high: float, kind: type = float, as_name: str = ""):
@@ -151,6 +157,11 @@ def only(*allowed: object):
 def ignored(name: str, value: object) -> dict:
     """A field about whoever asks, which no answer depends on."""
     return {}
+
+
+def check_top_k(name: str, value: object) -> dict:
+    """0 is all of them, and so is -1, as vLLM's clients say it."""
+    return {name: max(0, number_from(-1, 1e6, int)(name, value)[name])}
 
 
 def check_model(name: str, value: object) -> dict:
@@ -180,7 +191,8 @@ def check_stop(name: str, value: object) -> dict:
 
 
 def check_messages(name: str, value: object) -> dict:
-    """-> turns, the pictures of all of them in order, and notes."""
+    """-> turns, the pictures of all of them in order, and notes. Messages of the same role that
+    follow each other are one."""
     if not isinstance(value, list) or not 0 < len(value) <= MAX_MESSAGES:
         raise wrong(name, f"a list of 1 to {MAX_MESSAGES} messages")
     turns: list[tuple[str, str | None]] = []
@@ -196,21 +208,29 @@ def check_messages(name: str, value: object) -> dict:
         if length > MAX_TEXT:
             raise RequestError(f"messages: over {MAX_TEXT:,} characters", 413, "messages")
         if role in ("system", "developer"):
-            notes = ["the model was taught without system messages: they are left out"]
-        elif role == "user" and (not turns or turns[-1][1] is not None):
-            if not text.strip():
-                raise wrong(f"{place}.content", "a question, not blank")
+            notes.append("the model was taught without system messages: they are left out")
+        elif role == "user":
+            if turns and turns[-1][1] is None:
+                text = joined(turns.pop()[0], text)
             turns.append((text, None))
             pictures += own
-        elif role == "assistant" and turns and turns[-1][1] is None:
-            turns[-1] = (turns[-1][0], text)
-        elif role in ("user", "assistant"):
-            raise wrong(name, "a question of the user, its answer by the assistant, and so on")
+        elif role == "assistant" and turns:
+            question, answer = turns[-1]
+            turns[-1] = (question, joined(answer or "", text))
+        elif role == "assistant":
+            notes.append("what the assistant says before the first question is left out")
         else:
             raise wrong(f"{place}.role", "system, user or assistant")
     if not turns or turns[-1][1] is not None:
         raise wrong(name, "a conversation that ends with a question of the user")
-    return {"messages": (turns, pictures, notes)}
+    if any(not question.strip() for question, _ in turns):
+        raise wrong(name, "questions and answers, and no question may be blank")
+    return {"messages": (turns, pictures, list(dict.fromkeys(notes)))}
+
+
+def joined(*texts: str) -> str:
+    """Parts of one message, a line each."""
+    return "\n".join(text for text in texts if text)
 
 
 def check_content(place: str, content: object, role: str, before: int) -> tuple[str, list[bytes]]:
@@ -227,11 +247,11 @@ def check_content(place: str, content: object, role: str, before: int) -> tuple[
             texts.append(check_text(f"{own}.text", part.get("text")))
         elif kind == "image_url" and role == "user":
             image = part.get("image_url")
-            url = image.get("url") if isinstance(image, dict) else None
+            url = image.get("url") if isinstance(image, dict) else image
             pictures.append(check_picture(f"{own}.image_url.url", url))
         else:
             raise wrong(own, "of type text, or in a user's message image_url")
-    return "\n".join(text for text in texts if text), pictures
+    return joined(*texts), pictures
 
 
 def check_text(place: str, text: object) -> str:
@@ -263,12 +283,14 @@ FIELDS = {
     "max_completion_tokens": number_from(1, 1e6, int, "max_new_tokens"),
     "temperature": number_from(0, 2), "top_p": number_from(0, 1),
     "seed": number_from(-2**63, 2**63 - 1, int),
-    "top_k": number_from(0, 1e6, int), "repetition_penalty": number_from(0.01, 100),
+    "top_k": check_top_k, "repetition_penalty": number_from(0.01, 100),
     "n": only(1), "frequency_penalty": only(0, 0.0), "presence_penalty": only(0, 0.0),
     "logprobs": only(False), "top_logprobs": only(0), "logit_bias": only({}), "tools": only([]),
     "tool_choice": only("none", "auto"), "parallel_tool_calls": only(True, False),
+    "functions": only([]), "function_call": only("none", "auto"),
     "response_format": only({"type": "text"}), "modalities": only(["text"]),
     "user": ignored, "metadata": ignored, "store": only(False), "service_tier": ignored,
+    "safety_identifier": ignored, "prompt_cache_key": ignored,
 }
 
 
@@ -454,8 +476,7 @@ def safe_length(text: str, stops: Sequence[str]) -> int:
     return len(text) - held
 
 
-def models_json(name: str, created: float) -> dict:
-    own = {"id": name, "object": "model", "created": math.floor(created), "owned_by": "skyeyegpt"}
-    return {"object": "list", "data": [own]}
+def model_json(name: str, created: float) -> dict:
+    return {"id": name, "object": "model", "created": math.floor(created), "owned_by": "skyeyegpt"}
 
 

@@ -5,6 +5,7 @@
     GET  /examples/NAME           a picture of this repository's examples
     POST /picture                 what the page shows of a picture's bytes: size, note, coordinates
     GET  /v1/models               as OpenAI's clients speak it
+    GET  /v1/models/NAME          the one model
     POST /v1/chat/completions     likewise (api.py)
 
 Sizes are checked before anything is read, and whoever is slow is cut off. Host and Origin are
@@ -25,10 +26,18 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 from data import IDENTIFIERS, PROMPTS
 from support.common import UserError, is_out_of_memory
-from support.serving.api import Answer, RequestError, Service, models_json, parse_request
+from support.serving.api import (
+    Answer,
+    RequestError,
+    Service,
+    model_json,
+    no_such_model,
+    parse_request,
+)
 from support.serving.engine import Closing, Ended, Engine, QueueFull
 from support.terminal.display import eprint
 
@@ -295,7 +304,13 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(file.read_bytes(), {"Content-Type": "image/png"})
 
     def get_models(self) -> None:
-        self.reply_json(models_json(self.server.name, self.server.began))
+        own = model_json(self.server.name, self.server.began)
+        if self.route == "/v1/models":
+            self.reply_json({"object": "list", "data": [own]})
+        elif unquote(self.path.removeprefix(self.route)) == self.server.name:
+            self.reply_json(own)
+        else:
+            raise no_such_model(self.server.name)
 
     def post_picture(self) -> None:
         service = self.loaded()
@@ -424,5 +439,6 @@ ROUTES: dict[str, dict[str, Callable[[Handler], None]]] = {
     "/examples/": {"GET": Handler.get_example},
     "/picture": {"POST": Handler.post_picture},
     "/v1/models": {"GET": Handler.get_models},
+    "/v1/models/": {"GET": Handler.get_models},
     "/v1/chat/completions": {"POST": Handler.post_chat},
 }
