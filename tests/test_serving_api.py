@@ -49,6 +49,13 @@ def picture_part(content=b"abc", kind="png"):
     return {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
 
 
+PICTURE = picture_part((tiny.ROOT / "examples/forest.png").read_bytes())
+
+
+def contents_of(request):
+    return [base64.b64decode(text, validate=True) for text in request.pictures]
+
+
 def test_every_field_that_openais_clients_send_is_known():
     request = parse(
         HELLO, model="tiny", stream=True, stream_options={"include_usage": True}, max_tokens=7,
@@ -70,7 +77,7 @@ def test_turns_texts_and_pictures_come_in_their_order():
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": [{"type": "text", "text": "three"}, picture_part(b"3")]}])
     assert request.turns == [("one\ntwo", "yes"), ("three", None)]
-    assert request.pictures == [b"1", b"2", b"3"]
+    assert contents_of(request) == [b"1", b"2", b"3"]
     assert "system" in request.notes[0]
 
 
@@ -93,7 +100,7 @@ def test_messages_that_follow_each_other_are_one():
              ("user", "three")]
     request = parse([{"role": role, "content": content} for role, content in asked])
     assert request.turns == [("one\ntwo", "yes\nno"), ("three", None)]
-    assert request.pictures == [b"1"] and len(request.notes) == 2
+    assert contents_of(request) == [b"1"] and len(request.notes) == 2
     assert "before the first question" in request.notes[0] and "system" in request.notes[1]
 
 
@@ -112,7 +119,7 @@ def test_what_evaluation_programs_send_is_a_question():
                      "type": "image_url", "image_url": jpeg["image_url"]["url"]}]}],
                   "max_completion_tokens": 16, "response_format": {"type": "text"}}):
         request = parse(model="tiny", **sent)
-        assert request.turns == [("is there a road ?", None)] and request.pictures == [b"1"]
+        assert request.turns == [("is there a road ?", None)] and contents_of(request) == [b"1"]
         assert request.options.get("temperature", 0) == 0
 
 
@@ -150,14 +157,13 @@ def test_messages_that_are_no_conversation_are_refused(messages):
 
 @pytest.mark.parametrize("url", [
     "http://127.0.0.1/a.png", "https://example.com/a.png", "file:///etc/passwd", "/etc/passwd",
-    "../a.png", "data:text/html;base64,YQ==", "data:image/png,abc", "data:image/png;base64,a b",
-    "data:image/png;base64,\u00e9", "data:image/png;base64,abc", "", 3, None, ["a"],
-    "DATA:image/png;base64,YQ=="])
+    "../a.png", "data:text/html;base64,YQ==", "data:image/png,abc", "data:image/png;base64,\u00e9",
+    "data:image/png;base64,\ud800", "", 3, None, ["a"], "DATA:image/png;base64,YQ=="])
 def test_addresses_and_paths_are_refused(url):
     part = {"type": "image_url", "image_url": {"url": url}}
     status, message = refused({"messages": [{"role": "user", "content": [part]}]})
     assert status == 400 and "image_url.url" in message
-    assert str(url) not in message or not url
+    assert ascii(url) not in message and str(url) not in message or not url
 
 
 def test_a_body_that_is_no_json_object_is_refused_without_its_text():
@@ -205,6 +211,23 @@ def test_what_cannot_be_asked_is_refused_as_chat_py_does(service, tmp_path):
             service.prepare(parse([{"role": "user", "content": [*part, {"type": "text",
                                                                         "text": text}]}]))
         assert error.value.status == 400 and "/" not in str(error.value).replace("is/are", "")
+
+
+@pytest.mark.parametrize("text", ["a b", "abc", "====", "\n", "YQ==YQ==", "YQ=\x00"])
+def test_what_is_no_base64_is_refused(service, text):
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}"}}
+    with pytest.raises(RequestError, match="picture 2: not") as error:
+        service.prepare(parse([{"role": "user", "content": [PICTURE, part, {
+            "type": "text", "text": "hello"}]}]))
+    assert error.value.status == 400 and text not in str(error.value)
+
+
+def test_a_picture_that_is_known_is_not_decoded_again(service, monkeypatch):
+    asked = [{"role": "user", "content": [PICTURE, {"type": "text", "text": "hello"}]}]
+    [first] = service.prepare(parse(asked)).question.pictures
+    monkeypatch.setattr(PictureReader, "encode", None)
+    monkeypatch.setattr(base64, "b64decode", None)
+    assert service.prepare(parse(asked)).question.pictures == (first,)
 
 
 def test_more_pictures_than_fit_are_refused(service, tmp_path):

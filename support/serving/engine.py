@@ -46,7 +46,7 @@ class Closing(Exception):
 @dataclass
 class EncodedPicture:
     """A picture as the model gets it; `tokens` once the vision encoder has seen it."""
-    key: str                                    # a hash of the file
+    key: str                                    # a hash of its bytes
     size: tuple[int, int]                       # width and height of the whole picture
     image: Tensor | None                        # float[3, S, S]
     note: str = ""                              # "" or what the user should know

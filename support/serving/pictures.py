@@ -52,13 +52,18 @@ class PictureReader:
         self.lock = threading.Lock()
         self.worker = ThreadPoolExecutor(1, "pictures")
 
-    def read(self, content: bytes, name: str) -> EncodedPicture:
-        """name: what errors call it. UserError: it cannot be read, or is too large."""
-        key = hashlib.sha256(content).hexdigest()
+    def read(self, text: str, name: str) -> EncodedPicture:
+        """text: a file in base64, ASCII; name: what errors call it. UserError: it cannot be read,
+        or is too large."""
+        key = hashlib.sha256(text.encode()).hexdigest()
         with self.lock:
             if key in self.kept:
                 self.kept.move_to_end(key)
                 return self.kept[key]
+        try:
+            content = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise UserError(f"{name}: not base64") from None
         found = self.worker.submit(self.encode, content, key, name).result()
         with self.lock:
             found = self.kept.setdefault(key, found)
