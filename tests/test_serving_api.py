@@ -216,7 +216,7 @@ def test_what_cannot_be_asked_is_refused_as_chat_py_does(service, tmp_path):
 @pytest.mark.parametrize("text", ["a b", "abc", "====", "\n", "YQ==YQ==", "YQ=\x00"])
 def test_what_is_no_base64_is_refused(service, text):
     part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{text}"}}
-    with pytest.raises(RequestError, match="picture 2: not") as error:
+    with pytest.raises(RequestError, match="picture 2: not base64") as error:
         service.prepare(parse([{"role": "user", "content": [PICTURE, part, {
             "type": "text", "text": "hello"}]}]))
     assert error.value.status == 400 and text not in str(error.value)

@@ -268,12 +268,16 @@ def test_a_page_that_is_loaded_anew_shows_what_it_showed(page, server, tmp_path,
     assert not page.dialogs
 
 
-def test_what_the_browser_cannot_keep_is_not_lost_without_a_question(page, server, tmp_path,
-                                                                     monkeypatch):
+def test_what_the_browser_cannot_keep_is_not_lost_without_a_question(page, server, picture,
+                                                                     tmp_path, monkeypatch):
     script(monkeypatch, server, TOKENIZER, "yes")
+    show(page, picture)
+    page.open(server.url)                               # this much is kept
+    page.wait_for("current.pictures.length == 1")
     noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "large.png")
-    show(page, str(tmp_path / "large.png"))
+    page.drop("#stage", [str(tmp_path / "large.png")])
+    page.wait_for("current.pictures[0].name == 'large.png'")
     ask(page, "is there a road?")
     page.leaves = False
     page.send("Page.navigate", url=server.url)
