@@ -153,6 +153,9 @@ def test_a_place_is_judged_by_the_tile_in_whose_core_it_lies():
     for tiles in ((A,), (B,), (A, B)):
         assert len(merge_boxes([Found("ships", on_border, 0.9, tile) for tile in tiles],
                                (350, 200))) == 1
+    for beyond, kept in ((0.9, 1), (1.1, 0)):               # boxes are in whole hundredths
+        box = (164.0 + beyond, 20.0, 186.0 + beyond, 40.0)
+        assert len(merge_boxes([Found("ships", box, 0.9, A)], (350, 200))) == kept
 
 
 def test_a_whole_thing_outweighs_a_more_confident_piece_of_it():

@@ -76,13 +76,15 @@ SAME_TILE = 0.5         # IoU from which two boxes of one tile are one thing
 OTHER_TILE = 0.5        # the part of the smaller of two boxes of different tiles ..
 EDGE = 0.016            # of a tile's side, over one and a half hundredths, in which boxes are
                         # written: a box as near to the edge is cut off by it
+ROUNDED = 0.005         # of a tile's side: as far as the middle of a box in whole hundredths may
+                        # lie from that of the thing
 FACING = 0.5            # IoU along the edge from which two cut boxes are pieces of one thing
 
 
 def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
     """One box for each thing, of the same phrase in the same date; in reading order.
 
-    Of each tile's boxes those count whose middle is in its core, or as near to it as EDGE.
+    Of each tile's boxes those count whose middle is in its core, or as near to it as ROUNDED.
     1. Of boxes that no edge cuts and that show the same, the most confident stays.
     2. A cut one goes where one of these shows the same.
     3. The other pieces that meet across an edge become one box, with the greatest confidence.
@@ -105,8 +107,8 @@ def merge_boxes(found: Iterable[Found], size: tuple[int, int]) -> list[Found]:
 
 
 def is_judged(item: Found) -> bool:
-    """Whether the middle of the box is in the core of its tile, or as near as EDGE."""
-    near_x, near_y = (EDGE * side for side in item.tile.size)
+    """Whether the middle of the box is in the core of its tile, or as near as ROUNDED."""
+    near_x, near_y = (ROUNDED * side for side in item.tile.size)
     left, top, right, bottom = item.tile.core
     x, y = (item.box[0] + item.box[2]) / 2, (item.box[1] + item.box[3]) / 2
     return left - near_x <= x <= right + near_x and top - near_y <= y <= bottom + near_y
