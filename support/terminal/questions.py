@@ -18,18 +18,26 @@ from support.common import Box, UserError
 
 PICTURE = r"(?:(?:this|the) )?(?:image|picture|photo|photograph|scene|it|this)"
 
+MANY = r"(?:\w+ )?\w*[^\Wsu]s"         # a plural of one word or two: ships, red cars, tennis courts
+
 # The first pattern that fits a whole request decides; requests are in lower case, without the
 # punctuation at their end.
 TASK_PATTERNS = (
-    (rf"(?:what is|what's|describe|name)(?: it| this)?(?: (?:in|at))? ({BOX.pattern})",
+    (rf"(?:what is|describe|name)(?: it| this)?(?: (?:in|at))? ({BOX.pattern})",
      "[identify] what is it in {}"),
-    (r"(?:find|detect|locate|mark|show)(?: me)? (?:all|every|each)(?: of)?(?: the)? (.+)",
+    (r"(?:find|detect|locate|mark|show|list)(?: me)? (?:all|every|each)(?: of)?(?: the)? (.+)",
      "[detection] {}"),
     (r"where are (?:all )?(?:the )?(.+)", "[detection] {}"),
-    (r"(?:where is|where's|find|locate) (.+)", "[refer] where is {} ?"),
+    (rf"(?:find|detect|locate|mark|show|list)(?: me)?(?: the)? ({MANY})", "[detection] {}"),
+    (r"detect (?:the |an? )?(.+)", "[detection] {}"),
+    (r"count(?: all)?(?: of)?(?: the)? (.+)", "[vqa] how many {} are there ?"),
+    (r"(?:where is|find|locate) (.+)", "[refer] where is {} ?"),
+    (r"(?:mark|show)(?: me)? (the .+)", "[refer] where is {} ?"),
     (rf"(?:describe|summarize)(?: {PICTURE})? (?:in detail|in details|thoroughly)()",
      "[grounding] describe this image in detail"),
     (rf"(?:describe|caption|summarize)(?: {PICTURE})?(?: briefly)?()",
+     "[caption] briefly describe the image"),
+    (rf"what (?:do you see|can you see|is shown)(?: (?:in|on) {PICTURE})?()",
      "[caption] briefly describe the image"),
     (r"((?:how many|how much|is|are|do|does|which|what is|what are|what kind|what color) .+)",
      "[vqa] {} ?"),
@@ -59,6 +67,7 @@ def write_task(question: str) -> str:
 def as_task_prompt(request: str) -> str:
     """A request in plain English -> the prompt of the task it asks for; other texts unchanged."""
     words = re.sub(r"^(?:please|can you|could you)\s+", "", " ".join(request.lower().split()))
+    words = re.sub("^(what|where)['\u2019]s ", r"\1 is ", words)
     for pattern, prompt in TASK_PATTERNS:
         if match := re.fullmatch(pattern, words.rstrip(" ?!.")):
             return prompt.replace("{}", match[1].strip())
