@@ -30,7 +30,7 @@ from support.training.checkpoints import (
     save,
     why_incomplete,
 )
-from support.training.runs import lock_folder
+from support.training.runs import lock_folder, refuse_other_run
 from train import TrainConfig, build_model, make_optimizer
 
 
@@ -281,6 +281,15 @@ def test_a_small_disk_is_refused_before_and_while_it_is_written(tmp_path):
     done = subprocess.run([*alone, sys.executable, "-c", SMALL_DISK, str(tiny.ROOT),
                            str(tiny.ROOT / "tests"), str(tmp_path)], capture_output=True, text=True)
     assert done.stdout == "mounted\nrefused\nrefused\n", done.stderr
+
+
+def test_resuming_is_advised_only_where_there_is_a_checkpoint(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    for found, advised in (([], False), ([tmp_path / "checkpoint-4"], True)):
+        with pytest.raises(UserError, match="--overwrite") as error:
+            refuse_other_run(tmp_path, found, None, overwrite=False)
+        assert ("--resume auto" in str(error.value)) == advised
+        assert (f"--model {tmp_path}" in str(error.value)) != advised
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_one_line(tmp_path):

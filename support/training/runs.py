@@ -167,8 +167,10 @@ def refuse_other_run(out: Path, found: Sequence[Path], run_id: str | None, overw
     """
     names = [path.name for path in (*found, *visible_files(out, "*.safetensors"))]
     if names and not overwrite and (run_id is None or read_run(out).get("id", "") != run_id):
-        raise UserError(f"{out}: {names[-1]} of another run is there; go on with it (--resume "
-                        "auto), replace it (--overwrite) or name another --output_dir")
+        ways = "replace it (--overwrite) or name another --output_dir"
+        ways = f"go on with it (--resume auto), {ways}" if found else (
+            f"{ways}, where --model {out} trains it further")       # ended without a checkpoint
+        raise UserError(f"{out}: {names[-1]} of another run is there; {ways}")
 
 
 def is_of_run(checkpoint: Path, run_id: str) -> bool:
