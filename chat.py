@@ -97,7 +97,7 @@ class ChatConfig:
     fresh: bool = option(False, "with --tiles, delete the answers of an earlier run of the file "
                          "and begin again")
     # --- model ---
-    model: str = option("weights/nano", "model folder", metavar="FOLDER")
+    model: str = option("weights/nano", "model folder", metavar="FOLDER", is_shipped=True)
     device: str = option("auto", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one")
     dtype: str = option("fp32", "number format of the weights", choices=tuple(DTYPES))
     bits: int = option(16, "bits of the language model's weights; 16: as --dtype says",

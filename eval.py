@@ -116,7 +116,7 @@ EVAL_PROMPTS = {       # task: the prompt, {} for the question, and how many tok
 class EvalConfig:
     """Each field is a flag."""
     # --- model ---
-    model: str = option("weights/nano", "model folder", metavar="FOLDER")
+    model: str = option("weights/nano", "model folder", metavar="FOLDER", is_shipped=True)
     device: str = option("auto", "cpu, cuda, cuda:1, ..; auto: a GPU if there is one")
     dtype: str = option("fp32", "number format of the weights", choices=tuple(DTYPES))
     bits: int = option(16, "bits of the language model's weights; 16: as --dtype says",

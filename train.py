@@ -35,6 +35,7 @@ from support.common import (
     given_flags,
     in_range,
     option,
+    shipped,
 )
 from support.images.common import parse_bands
 from support.readers import FORMATS, check_image_folder, parse_ratios, read_data
@@ -114,7 +115,8 @@ class TrainConfig:
     model: str = option("", "model folder to start from; empty: a new model in stage 1, out/stage1 "
                         "in stage 2")
     preset: str = option("nano", "size of a new model", choices=tuple(PRESETS))
-    tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer of a new model")
+    tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer of a new model",
+                           is_shipped=True)
     tune: str = option("", "what is trained beside the projector; empty: full for a new or small "
                        "model, else lora", choices=("", *LORA_METHODS, "full", "projector"))
     vit: str = option("", "vision encoder to start with, a file or folder in EVA's layout; none: "
@@ -201,7 +203,7 @@ def resolve_defaults(given: dict) -> TrainConfig:
     name = "overfit_one_batch" if config.overfit_one_batch else f"stage{config.stage}"
     config.output_dir = config.output_dir or f"out/{name}"
     if not config.model and config.preset == "nano":
-        config.vit = config.vit or TAUGHT_VIT
+        config.vit = config.vit or shipped(TAUGHT_VIT)
     config.vit = "" if config.vit == "none" else config.vit
     model_config = read_config(Path(config.model)) if config.model else PRESETS[config.preset]
     is_small = model_config.llama.width < SMALL_WIDTH

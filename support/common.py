@@ -49,7 +49,8 @@ def option(default, text: str, **more):
 
     more: `choices`, `nargs`, `metavar`, `type` and `action` as argparse takes them (`type=bool` for
     a bool whose default is None), `positional=True`, `aliases=("-n",)` for more names of the flag,
-    and `default_text` where the help should show something else than the default.
+    `is_shipped=True` where the default names a file of this repository (see `shipped`), and
+    `default_text` where the help should show something else than the default.
     """
     return dataclasses.field(default=default, metadata={"help": text, **more})
 
@@ -63,6 +64,7 @@ def make_parser(config: type, description: str) -> argparse.ArgumentParser:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(config):
         more, default = dict(field.metadata), field.default
+        more.pop("is_shipped", None)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         shown = more.pop("default_text", shown)
         text = more.pop("help") + (f" (default: {shown})" if shown not in ("", None) else "")
@@ -82,11 +84,20 @@ def make_parser(config: type, description: str) -> argparse.ArgumentParser:
 
 
 def given_flags(config: type, argv: Sequence[str] | None, description: str) -> dict:
-    """-> the fields that the command line names, and no defaults."""
+    """-> the fields that the command line names, and no defaults but those of shipped files that
+    are not named so in the current folder."""
     argv = [re.sub("^--no_", "--no-", word) for word in (sys.argv[1:] if argv is None else argv)]
     flags = vars(make_parser(config, description).parse_args(argv))
-    return {name: tuple(value) if isinstance(value, list) else value
-            for name, value in flags.items() if value is not None}
+    elsewhere = {field.name: shipped(field.default) for field in dataclasses.fields(config)
+                 if field.metadata.get("is_shipped") and shipped(field.default) != field.default}
+    return elsewhere | {name: tuple(value) if isinstance(value, list) else value
+                        for name, value in flags.items() if value is not None}
+
+
+def shipped(path: str) -> str:
+    """A file or folder of this repository by its name there, as weights/nano; by its whole path
+    where the current folder has none of this name, for a command that is run from elsewhere."""
+    return path if Path(path).exists() else str(Path(__file__).resolve().parents[1] / path)
 
 
 def parse_config(config: type, argv: Sequence[str] | None, description: str):

@@ -31,6 +31,7 @@ from support.common import (
     option,
     parse_config,
     read_json,
+    shipped,
     write_atomic,
 )
 from support.images.common import PictureError
@@ -68,6 +69,24 @@ def test_a_flag_may_be_written_with_either_dash_and_a_bool_can_be_switched_off(o
 def test_only_what_the_command_line_names_is_given():
     assert given_flags(Config, ["x"], "") == {"image": "x"}
     assert given_flags(Config, ["x", "--max_steps", "7"], "") == {"image": "x", "max_steps": 7}
+
+
+@dataclass
+class ShippedConfig:
+    model: str = option("weights/nano", "a model", is_shipped=True)
+
+
+def test_what_is_shipped_is_found_from_a_folder_that_has_none_of_its_own(tmp_path, monkeypatch):
+    def default() -> str:
+        return parse_config(ShippedConfig, [], "").model
+
+    monkeypatch.chdir(tiny.ROOT)
+    assert default() == shipped("weights/nano") == "weights/nano"
+    monkeypatch.chdir(tmp_path)
+    assert default() == shipped("weights/nano") == f"{tiny.ROOT}/weights/nano"
+    assert parse_config(ShippedConfig, ["--model", "weights/nano"], "").model == "weights/nano"
+    (tmp_path / "weights/nano").mkdir(parents=True)
+    assert default() == "weights/nano"
 
 
 @pytest.mark.parametrize("flags", [["--max_steps", "many"], ["--names", "c"], ["--size", "l"],

@@ -84,7 +84,7 @@ class BuildConfig:
     bands: tuple[int, ...] = option((), "which bands of a multispectral picture are red, green and "
                                     "blue, as in 4,3,2", type=parse_bands, nargs=None)
     tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer that lengths are measured "
-                            "with")
+                            "with", is_shipped=True)
     max_tokens: int = option(1024, "longer samples are left out")
     dry_run: bool = option(False, "print the report and write nothing")
 

@@ -68,7 +68,7 @@ class CheckConfig:
     splits: tuple[str, ...] = option(("train", "val", "test"), "splits to read; those that do not "
                                      "exist are skipped, and --show draws the first")
     tokenizer: str = option("weights/nano/tokenizer.model", "tokenizer that the lengths are "
-                            "measured with")
+                            "measured with", is_shipped=True)
     prompt: str = option("skyeye", "prompt style", choices=tuple(PROMPTS))
     visual_tokens: int = option(16, "visual tokens of a picture; 256 at full size")
     max_tokens: int = option(1024, "tokens of text that a sample may have, its pictures not "
