@@ -35,7 +35,7 @@ from data import (
     preprocess,
 )
 from examples.miniworld import WORLD, ensure_world
-from projector import DTYPES, SkyEyeConfig, SkyEyeGPT
+from projector import DTYPES, SkyEyeConfig, SkyEyeGPT, read_config
 from support.common import (
     FolderLock,
     UserError,
@@ -494,6 +494,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, device=pick_device(config.device))
 
     # 2. What to evaluate
+    read_config(Path(config.model))             # refused before a world is rendered for it
     if rank == 0:
         ensure_world(config.data)
     wait_for_all()

@@ -606,6 +606,13 @@ def test_a_mistake_is_one_line(flags, message, model, finished, tmp_path):
     assert re.search(message, str(error.value)) and "\n" not in str(error.value)
 
 
+def test_no_world_is_rendered_for_a_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="nowhere/config.json: no such file"):
+        evaluation.main(["--model", "nowhere"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_flags_have_both_spellings_and_can_be_switched_off():
     config = evaluation.parse_args("--batch-size 3 --output_dir out --well-formed --no-fresh "
                                    "--bands 4,3,2 --tasks vqa refer --data a b".split())

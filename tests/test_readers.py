@@ -50,6 +50,16 @@ def test_every_folder_is_read(name, tmp_path):
     assert rows and all((tmp_path / path).exists() for row in rows for path in row["images"])
 
 
+def test_a_folder_of_data_sets_is_refused_with_the_names_of_those_that_can_be_read(tmp_path):
+    make_yolo(tmp_path / "all" / "boats")
+    make_coco(tmp_path / "all" / "planes")
+    (tmp_path / "all" / "notes").mkdir()
+    told = refusal(read_data, tmp_path / "all")
+    assert told.endswith(f"in one that can be read: {tmp_path}/all/boats, {tmp_path}/all/planes")
+    told = refusal(read_data, tmp_path / "all" / "notes")
+    assert "in no layout" in told and "in one" not in told
+
+
 # ---- splits --------------------------------------------------------------------------------------
 
 def make_train_alone(name, place):

@@ -105,17 +105,25 @@ FORMATS = {
 
 
 def find_format(place: Path, format_name: str = "") -> Reader:
-    """The named layout, or the first that matches. DataError: there is none."""
+    """The named layout, or the first that matches. DataError: there is none, which names the
+    folders in this one that have one."""
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
     if format_name:
         if format_name not in FORMATS:
             raise DataError(f"--format {format_name}: unknown; there are {', '.join(FORMATS)}")
         return FORMATS[format_name]
-    for reader in FORMATS.values():
-        if reader.matches(place):
-            return reader
-    raise DataError(f"{place}: in no layout that can be read ({', '.join(FORMATS)})")
+    if reader := recognize(place):
+        return reader
+    inner = [folder for folder in sorted(place.iterdir()) if folder.is_dir() and recognize(folder)
+             ] if place.is_dir() else []
+    hint = f"; in one that can be read: {', '.join(map(str, inner[:8]))}" if inner else ""
+    raise DataError(f"{place}: in no layout that can be read ({', '.join(FORMATS)}){hint}")
+
+
+def recognize(place: Path) -> Reader | None:
+    """The first layout that matches."""
+    return next((reader for reader in FORMATS.values() if reader.matches(place)), None)
 
 
 # ---- samples -------------------------------------------------------------------------------------
