@@ -51,8 +51,8 @@ def test_every_folder_is_read(name, tmp_path):
 
 
 def test_a_folder_of_data_sets_is_refused_with_the_names_of_those_that_can_be_read(tmp_path):
-    make_yolo(tmp_path / "all" / "boats")
-    make_coco(tmp_path / "all" / "planes")
+    MAKERS["rsicd"](tmp_path / "all" / "boats")
+    MAKERS["dior_rsvg"](tmp_path / "all" / "planes")
     (tmp_path / "all" / "notes").mkdir()
     told = refusal(read_data, tmp_path / "all")
     assert told.endswith(f"in one that can be read: {tmp_path}/all/boats, {tmp_path}/all/planes")
