@@ -32,7 +32,7 @@ from support.scenes import ask as scenes
 from support.serving.server import serve
 from support.terminal.answers import readable_pieces
 from support.terminal.display import (
-    check_target,
+    check_save,
     discard_output,
     eprint,
     is_interactive,
@@ -353,7 +353,7 @@ def main(argv: list[str] | None = None) -> int:
     elif in_tiles:
         scenes.start(config)
     elif config.save:
-        check_target(config.save, config.images, config.overwrite)
+        check_save(config.save, config.images, config.overwrite)
     if config.serve:                            # loads it when the port is open
         return serve(config, partial(load, config))
     model, tokenizer = load(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import chat
 import tiny
 from chat import print_answer
 from conversations import handle_line, make_conversation, make_session, script_answer
@@ -208,3 +209,15 @@ def test_pictures_are_named_from_the_folder_of_the_file(tmp_path):
         {"from": "human", "value": "and ?"}, {"from": "gpt", "value": "yes"}]
     (row,) = json.loads((tmp_path / "text.json").read_text())
     assert list(row) == ["conversations"]
+
+
+@pytest.mark.parametrize("name", ["red", "red.txt", "red.jsonl"])
+def test_a_name_that_nothing_is_written_under_is_refused_before_the_model_is_read(
+        name, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "prepare_streams", lambda: None)
+    flags = ["--model", "nowhere", "--prompt", "a ship"]
+    with pytest.raises(UserError, match="a conversation as .json"):
+        chat.main([*flags, "--save", str(tmp_path / name)])
+    for good in ("red.png", "red.json"):
+        with pytest.raises(UserError, match="nowhere/config.json"):
+            chat.main([*flags, "--save", str(tmp_path / good)])

@@ -1,5 +1,6 @@
 """chat.py --each: a picture gets the answer it gets alone; one that is damaged stops no other."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from conversations import make_conversation, run_chat
 from data import Tokenizer
 from projector import SkyEyeGPT
 from support.common import UserError
+from support.images.read import Picture
 from support.inference.generation import BoxGrammar
 from support.terminal.each import (
     answer_rows,
     batches_of,
     check_flags,
     picture_files,
+    picture_notes,
     read_lines,
     read_rows,
 )
@@ -96,7 +99,7 @@ def test_near_the_end_of_the_context_an_answer_is_cut_off_where_it_is_alone(fold
 
 # ---- what is asked -------------------------------------------------------------------------------
 
-def test_folders_and_patterns_are_their_pictures_in_natural_order(tmp_path, monkeypatch):
+def test_folders_and_patterns_are_their_pictures_in_natural_order(tmp_path, monkeypatch, capsys):
     for name in ("f10.png", "f2.png", "b.jpg", ".hidden.png"):
         tiny.picture(tmp_path / "a" / name)
     (tmp_path / "a" / "notes.txt").write_text("x")
@@ -105,10 +108,21 @@ def test_folders_and_patterns_are_their_pictures_in_natural_order(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     files = ["a/b.jpg", "a/clip.mp4", "a/f2.png", "a/f10.png"]
     assert picture_files(["a"]) == files
+    assert capsys.readouterr().err == "a: left out, not named as pictures: notes.txt\n"
     assert picture_files(["a/f*.png", "a", "nowhere.png"]) == [*files[2:], *files, "nowhere.png"]
     for name, why in (("a/below", "no pictures in this folder"), ("g*.png", "no such picture")):
         with pytest.raises(UserError, match=why):
             picture_files([name])
+
+
+def test_a_note_names_its_picture_and_a_folder_that_is_shown_as_a_clip(pictures):
+    deep, plain = Picture(None, (20, 30), "stretched"), Picture(None, (20, 30), "")
+    assert picture_notes(pictures[0], [plain], 16) == []
+    assert picture_notes(pictures[0], [deep, deep], 16) == [f"{pictures[0]}: stretched"]
+    clip = str(Path(pictures[0]).parent)
+    told, note = picture_notes(clip, [plain, deep], 16)
+    assert f"{clip}: " in told and "2 frames" in told and "--each" in told
+    assert note == f"{clip}: stretched"
 
 
 @pytest.mark.parametrize(("flags", "why"), [

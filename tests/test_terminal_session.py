@@ -31,6 +31,20 @@ def test_patterns_name_pictures_in_natural_order(tmp_path, monkeypatch):
     assert expand_paths(["~/f2.png"]) == [str(tmp_path / "f2.png")]
     with pytest.raises(UserError, match=r"g\*.png: no such picture"):
         expand_paths(["f2.png", "g*.png"])
+    for name, why in (("https://a.org/b.png", "an address"), ("what is this?", "behind --prompt")):
+        with pytest.raises(UserError, match=f"{why}"):
+            expand_paths(["f2.png", name])
+
+
+def test_a_file_that_is_typed_as_a_question_is_told_and_an_empty_question_is_none(folder, picture):
+    session = make_session(folder, picture, interactive=True)
+    for line in (picture, f"'{picture}'"):
+        with pytest.raises(UserError, match="a file, no question; /image"):
+            session.to_question(line)
+    assert session.to_question(f"what is {picture}") == f"what is {picture}"
+    assert make_session(folder, picture).to_question(picture) == picture        # of a script
+    with pytest.raises(UserError, match="empty"):
+        session.to_question(" ")
 
 
 def test_arguments_are_split_as_a_shell_does():
@@ -191,7 +205,7 @@ def test_typed_lines_end_with_ctrl_d_and_survive_ctrl_c(folder, monkeypatch, cap
 
 
 def test_quit_and_help_need_no_slash_where_they_are_the_whole_line(folder, monkeypatch):
-    typed = iter(["Help", "exit", "quit ", "help me find a ship", EOFError])
+    typed = iter(["Help", "exit", "quit ", "q", "help me find a ship", EOFError])
 
     def type_line(prompt):
         line = next(typed)
@@ -201,7 +215,7 @@ def test_quit_and_help_need_no_slash_where_they_are_the_whole_line(folder, monke
 
     monkeypatch.setattr("builtins.input", type_line)
     lines = list(typed_lines(make_session(folder)))
-    assert lines == ["/help", "/quit", "/quit", "help me find a ship"]
+    assert lines == ["/help", "/quit", "/quit", "/quit", "help me find a ship"]
 
 
 def test_piped_lines_leave_out_empty_ones(monkeypatch):

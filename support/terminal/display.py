@@ -170,6 +170,16 @@ def check_target(file: Path, inputs: Sequence[str], overwrite: bool = False) -> 
         raise UserError(f"{file}: exists; --overwrite writes over it")
 
 
+OR_CONVERSATION = "; a conversation as .json"
+
+
+def check_save(file: Path, inputs: Sequence[str], overwrite: bool = False) -> None:
+    """UserError: as check_target; or nothing is written under such a name."""
+    check_target(file, inputs, overwrite)
+    if file.suffix != ".json":
+        picture_format(file, OR_CONVERSATION)
+
+
 def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Detection]) -> str:
     """Write the picture that the first box lies in, with its boxes drawn on it -> what to tell.
 
@@ -177,7 +187,7 @@ def save_boxes(file: Path, pictures: Sequence[Picture], detections: Sequence[Det
     """
     if not pictures:
         raise UserError(f"{file}: there is no picture to save")
-    picture_format(file, "; a conversation as .json")
+    picture_format(file, OR_CONVERSATION)
     index = detections[0].picture if detections else 0
     boxes = [(found.phrase, found.box) for found in detections if found.picture == index]
     save_picture(draw_on_picture(pictures[index], boxes), file)

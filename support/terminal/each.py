@@ -92,25 +92,31 @@ def check_flags(config: Settings) -> None:
 def picture_files(names: Sequence[str]) -> list[str]:
     """Files, patterns and folders -> files; a folder's pictures and clips in natural order.
 
-    UserError: a pattern matches nothing, or a folder has no picture.
+    Files of a folder that are left out are told. UserError: a pattern matches nothing, or a folder
+    has no picture.
     """
     files = []
     for path in map(Path, expand_paths(names)):
         if not path.is_dir():
             files.append(str(path))
             continue
-        own = [file for file in path.iterdir() if not file.name.startswith(".")
-               and file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
+        shown = [file for file in path.iterdir() if not file.name.startswith(".")]
+        own = [file for file in shown if file.suffix.lower() in PICTURE_SUFFIXES + VIDEO_SUFFIXES]
         if not own:
             raise UserError(f"{path}: no pictures in this folder")
+        others = sorted(file.name for file in {*shown} - {*own} if file.is_file())
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            eprint(f"{path}: left out, not named as pictures: {', '.join(others[:3])}{more}")
         files += map(str, sorted(own, key=natural_key))
     return files
 
 
 def read_lines(config: Settings) -> list[str]:
-    """The questions: those of --prompt, or the lines of a pipe. UserError: none, or a command."""
+    """The questions: those of --prompt, or the lines of a pipe. UserError: none, an empty one, or a
+    command."""
     lines = [line.strip() for line in config.prompt or piped_lines()]
-    if not any(lines):
+    if not lines or not all(lines):
         raise UserError("--each: what is asked about each picture? --prompt TEXT, or a line each "
                         "from a pipe")
     if commands := [line for line in lines if line.startswith("/")]:
@@ -148,8 +154,11 @@ def read_rows(path: str, lines: Sequence[str], tokenizer: Tokenizer, model_confi
 
 def picture_notes(path: str, pictures: Sequence[Picture], side: int) -> list[str]:
     """What to tell about a picture or the frames of a clip, seen at `side` x `side` pixels."""
-    notes = [note for picture in pictures
-             for note in (picture.note, describe_scale(path, picture.size, side)) if note]
+    notes = [f"{path}: its pictures are shown as one clip of {len(pictures)} frames; --each asks "
+             "about each alone"] if Path(path).is_dir() else []
+    for picture in pictures:
+        notes += [f"{path}: {picture.note}"] if picture.note else []
+        notes += filter(None, [describe_scale(path, picture.size, side)])
     return list(dict.fromkeys(notes))
 
 

@@ -4,6 +4,7 @@ A session has one conversation for each set of pictures; the commands switch bet
 """
 import glob
 import importlib.util
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from support.images.draw import picture_format
 from support.images.read import Picture
 from support.terminal.answers import LEFT_OUT, readable_text
 from support.terminal.display import (
+    check_save,
     check_target,
     eprint,
     print_detections,
@@ -49,10 +51,15 @@ def file_key(path: str) -> FileKey:
 def expand_paths(names: Sequence[str]) -> list[str]:
     """Replace ~ by the home folder and a pattern (*, ?, [..]) by what it matches.
 
-    Matches are in natural order, frame2 before frame10. UserError: a pattern matches nothing.
+    Matches are in natural order, frame2 before frame10. UserError: a pattern matches nothing, or
+    the name is that of no file but an address, or a question.
     """
     paths = []
     for name in names:
+        if name.startswith(("http://", "https://")):
+            raise UserError(f"{name}: an address, not a file; download the picture first")
+        if " " in name and not Path(name).suffix and not Path(name).exists():
+            raise UserError(f"{name}: no such picture; a question goes behind --prompt")
         name = str(Path(name).expanduser()) if name.startswith("~") else name
         if not glob.has_magic(name) or Path(name).exists():
             paths.append(name)
@@ -158,9 +165,14 @@ class Session:
         """A line as the model reads it: the task in front, regions in hundredths.
 
         A question that differs from the line is printed, unless JSON will say it. UserError: an
-        unknown task, a region that cannot be read.
+        unknown task, a region that cannot be read, an empty line; at a terminal, files alone.
         """
         line, pictures = check_line(line.strip()), self.conversation.pictures
+        if not line:
+            raise UserError("an empty question")
+        files = [line] if os.path.isfile(line) else split_arguments(line)
+        if self.interactive and all(map(os.path.isfile, files)):
+            raise UserError(f"{line}: a file, no question; /image {shlex.join(files)} shows it")
         size = pictures[0].size if pictures else None
         question = write_question(line, size, self.conversation.pad, self.task, self.auto_task)
         if question not in (line, self.task + line) and not self.as_json:
@@ -182,7 +194,7 @@ class Session:
                 eprint(told)
             return
         file = Path(names[0])
-        check_target(file, self.shown_paths(), overwrite or self.overwrite)
+        check_save(file, self.shown_paths(), overwrite or self.overwrite)
         self.conversation.save(file)
 
     def explanation(self, sheet: str, lora: bool = True, overwrite: bool = False) -> Explanation:
@@ -330,7 +342,7 @@ def run_command(session: Session, line: str) -> str | None:
 # ---- lines ---------------------------------------------------------------------------------------
 
 LEAVE_HINT = "\n/quit or Ctrl-D leaves"
-BARE_COMMANDS = {"quit": "/quit", "exit": "/quit", "help": "/help", "?": "/help"}
+BARE_COMMANDS = {"quit": "/quit", "exit": "/quit", "q": "/quit", "help": "/help", "?": "/help"}
 
 
 def typed_lines(session: Session) -> Iterator[str]:
