@@ -590,7 +590,7 @@ def test_log_to_sends_the_numbers_of_the_log(folder, data, tmp_path, stand_ins):
     notes = [json.loads(line) for line in calls.read_text().splitlines()]
     assert ["run", str(out), 42] in notes and ["writer", str(out / "tensorboard")] in notes
     lines = log(out)
-    assert [line["step"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [1, 2, 3]
     for line in lines:
         step, numbers = line.pop("step"), {}
         for who, *rest in notes:

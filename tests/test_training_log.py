@@ -65,13 +65,14 @@ def test_the_flops_of_this_process_are_reported_and_their_part_of_the_peak(
     assert shown.endswith(f"mfu {row['mfu']:.0%}")
 
 
-def test_the_first_and_every_nth_step_make_a_line_and_a_skipped_one_another(tmp_path, flops):
-    log = make_logger(tmp_path, every=3)
+def test_the_first_every_nth_and_the_last_step_make_a_line_and_a_skipped_one_another(tmp_path,
+                                                                                     flops):
+    log = make_logger(tmp_path, every=3, max_steps=7)
     for step in range(1, 8):
         log.add(step, loss=math.nan if step == 5 else 0.5, lr=0.1, norm=2.0,
                 batches=[make_batch()], skipped_rows=["a.json: 3"] if step == 5 else ())
     rows = lines(tmp_path)
-    assert [row["step"] for row in rows] == [1, 3, 5, 6]
+    assert [row["step"] for row in rows] == [1, 3, 5, 6, 7]
     assert list(rows[0]) == ["step", "loss", "lr", "norm", "samples_per_s", "tokens_per_s",
                              "tflops", "mfu", "pictures_per_step"]
     assert math.isnan(rows[2].pop("loss")) and rows[2] == {

@@ -77,7 +77,7 @@ LOGGERS = {"tensorboard": open_tensorboard, "wandb": open_wandb}
 # ---- log.jsonl -----------------------------------------------------------------------------------
 
 class Logger:
-    """Counts every step, and writes a line every `every` steps, on rank 0.
+    """Counts every step, and writes a line every `every` steps and at the last, on rank 0.
 
     Speeds are those since the line before. tune, train_vit: as in train.TrainConfig, to count
     FLOPs; peak_flops: FLOPs a second of a matrix product alone (flops.matmul_rate); max_steps: for
@@ -112,7 +112,7 @@ class Logger:
         if skipped_rows:
             self.write({"step": step, "skipped": True, "loss": loss, "norm": norm,
                         "rows": skipped_rows})
-        elif step % self.every == 0 or not self.last_line:
+        elif step % self.every == 0 or step == self.max_steps or not self.last_line:
             speeds = self.speeds()
             row = {"step": step, "loss": loss, "lr": lr, "norm": norm} | speeds
             experts = [round(part, 3) for part in expert_load(self.model)]
