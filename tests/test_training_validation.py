@@ -8,13 +8,13 @@ import torch
 
 import tiny
 import train
-from data import collate, encode_conversation
+from data import PROMPTS, Tokenizer, collate, encode_conversation
 from lora import LoRAConfig
 from support.common import UserError
 from support.readers.common import Sample, SampleTable
 from support.training.answers import Answered, count_right, rates, split_row
 from support.training.data_sets import hold_out, limit_rows
-from support.training.validation import Probe, Validation, describe_batch
+from support.training.validation import Probe, Validation, describe_batch, without_markup
 from test_training_distributed import start
 
 MODEL = dataclasses.replace(tiny.SKYEYE, lora=LoRAConfig(r=7, alpha=11.0, dropout=0.3))
@@ -208,6 +208,17 @@ def test_one_batch_is_learned_by_heart_and_what_that_means_is_told(place, tmp_pa
     assert lines[1].startswith("data, model and training fit together") and len(lines) == 2
     lines = overfit(place, tmp_path / "b", data, capsys, "--lr", "1e-6", "--max_steps", "3")
     assert "the loss has hardly fallen" in lines[-1] and "the first wrong one: " in lines[1]
+
+
+@pytest.mark.parametrize("style", PROMPTS)
+def test_a_question_is_told_without_what_its_prompt_puts_around_it(place, style):
+    tokenizer = Tokenizer(place / "model" / "tokenizer.model")
+    for turns in ([("what is it ?", "a ship")], [("why ?", "so"), ("what is it ?", "a ship")]):
+        ids, _, prefix = encode_conversation(tokenizer, [*turns[:-1], (turns[-1][0], None)], 3,
+                                             style=style)
+        told = without_markup(tokenizer.decode(ids[prefix:]))
+        assert told.endswith("what is it ?") and not set("<>[]") & set(told)
+        assert len(turns) > 1 or told == "what is it ?"
 
 
 def test_rows_that_contradict_each_other_are_found_in_the_batch():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from data import PackedDataset, Tokenizer, collate
+from data import PROMPTS, PackedDataset, Tokenizer, collate
 from projector import SkyEyeGPT
 from support.readers.common import DataError
 from support.training.answers import COUNTS, Answered, Batch, answer_rows, count_right, rates
@@ -155,6 +155,15 @@ def describe_result(log: Path, probe: Probe, schedule: BatchSchedule) -> list[st
     return [f"learned: {'; '.join(parts)}"]
 
 
+def without_markup(question: str) -> str:
+    """A question as it was written, without what the prompt styles put around it."""
+    for style in PROMPTS.values():
+        for piece in (style.image_start, style.image_end, style.user_prefix, style.user_suffix):
+            if marks := piece.removeprefix("<s>").strip():
+                question = question.replace(marks, " ")
+    return " ".join(question.split())
+
+
 LEARNED_LOSS = 0.1                  # of one batch
 
 
@@ -172,7 +181,7 @@ def describe_batch(first: float, loss: float, steps: int, answered: Sequence[Ans
         return [*lines, "data, model and training fit together: now train on all rows, without "
                         "--overfit_one_batch"]
     if wrong:
-        lines.append(f"the first wrong one: {wrong[0].question.strip()!r} is answered "
+        lines.append(f"the first wrong one: {without_markup(wrong[0].question)!r} is answered "
                      f"{wrong[0].answer!r}, not {wrong[0].truth!r}")
     truths: dict[tuple, set[str]] = {}
     for found in answered:
