@@ -122,6 +122,7 @@ def test_the_assembled_models_shapes_parameters_and_loss_are_its_own():
     table = parameters(text)
     assert table["all"][0] == size(model) == sum(table[name][0] for name in table if name != "all")
     assert table["llama_proj"] == [size(model.llama_proj), 23_072_768]
+    assert table["llama_model"][1] == 6_738_415_616 and table["its LoRA"] == [0, 33_554_432]
     loss = float(re.search(r"^loss +(\S+)", text, re.MULTILINE)[1])
     assert 0 < loss < 1 and "answer          'yes'" in text
     assert f"llama_proj      float[{model.config.visual_tokens}, 192]" in text

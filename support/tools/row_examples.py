@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from data import PackedDataset, Tokenizer, encode_conversation, load_image, preprocess
+from lora import lora_state_dict
 from projector import PRESETS, SkyEyeGPT, supervised_positions
 from support.readers.common import Sample
 from support.tools.model_examples import count, print_parameters, print_table, shape_of
@@ -64,8 +65,9 @@ def show_data() -> None:
 # ---- projector.py --------------------------------------------------------------------------------
 
 def model_parts(model: SkyEyeGPT) -> dict[str, int]:
+    lora = sum(tensor.numel() for tensor in lora_state_dict(model.llama_model).values())
     return {"visual_encoder": count(model.visual_encoder), "llama_proj": count(model.llama_proj),
-            "llama_model": count(model.llama_model)}
+            "llama_model": count(model.llama_model) - lora, "its LoRA": lora}
 
 
 @torch.inference_mode()
