@@ -69,7 +69,7 @@ def one_line_errors(path: str | Path) -> Iterator[None]:
         raise PictureError(f"{path}: {too_large(pixels)}") from None
     except MemoryError:
         raise PictureError(f"{path}: too large for this machine's memory; cut it up") from None
-    except Exception as error:      # zlib, struct, libtiff, tifffile: each has its own kinds
+    except Exception as error:      # zlib, struct, libtiff, GDAL: each has its own kinds
         text = printable(" ".join(str(error).split())) or type(error).__name__
         raise PictureError(f"{path}: cannot be read ({text}); is the file complete?") from None
 

@@ -1,7 +1,7 @@
 """Any picture file -> 8-bit RGB, or one line that says why not: never all white, black or noise.
 
 8-bit values stay as they are; more bits are stretched between two percentiles (`common.stretch`).
-Pillow reads what it reads right, tifffile the other TIFFs (`tiff`). A picture of over 64 million
+Pillow reads what it reads right, rasterio the other TIFFs (`tiff`). A picture of over 64 million
 pixels is reduced while it is read.
 
 `read_headers` finds the sizes of a whole data set's pictures, and files that are cut off, without
@@ -64,7 +64,7 @@ from support.images.tags import (
     read_missing,
     read_tiff_info,
 )
-from support.images.tiff import check_tags, pillow_is_right, read_tiff, tifffile_is_right
+from support.images.tiff import check_tags, gdal_is_right, pillow_is_right, read_tiff
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,19 @@ def read_stored(path: str | Path, bands: tuple[int, ...], min_side: int, most: i
         raise PictureError(f"{missing}; is the file complete?" * (missing != NO_PIXELS)
                            or NO_PIXELS)
     trusted, large = pillow_is_right(tiff, bands), reduction_factor(tiff.size, most) > 1
-    if not trusted or (large and tifffile_is_right(tiff)):      # Pillow would decode all of it
+    if not trusted or (large and gdal_is_right(tiff)):          # Pillow would decode all of it
         try:
-            return read_with_tifffile(path, tiff, bands, most)
+            return read_with_rasterio(path, tiff, bands, most)
         except MissingPackage:
             if not trusted:
                 raise
     try:
         return read_with_pillow(path, tiff, bands, min_side, most)
     except UnidentifiedImageError:              # a kind of TIFF that Pillow refuses
-        return read_with_tifffile(path, tiff, bands, most)
+        return read_with_rasterio(path, tiff, bands, most)
 
 
-def read_with_tifffile(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], most: int
+def read_with_rasterio(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], most: int
                        ) -> tuple[Picture, int]:
     factor = reduction_factor(tiff.size, most)
     image, note = read_tiff(path, tiff, bands, factor)

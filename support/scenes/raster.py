@@ -10,9 +10,7 @@ windows look alike. A window is empty where none of its pixels has a value, or a
 the border of a scene that does not declare one.
 """
 import re
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +30,7 @@ from support.images.common import (
     percentile_range,
     scale_to_bytes,
 )
+from support.images.gdal import NEEDS_RASTERIO, open_raster, rasterio_settings
 from support.images.read import Picture, read_picture
 from support.images.tags import (
     JPEG,
@@ -47,7 +46,6 @@ from support.scenes.georeference import Georeference, read_georeference
 
 Window = tuple[int, int, int, int]      # left, top, right, bottom, in pixels of the scene
 
-NEEDS_RASTERIO = "pip install rasterio"
 CACHE_BYTES = 256 * 2**20           # of decoded blocks, which GDAL keeps
 WARP_MEGABYTES = 64                 # for resampling a second date
 SAMPLE_SIDE = 1024                  # of the reduced scene that the percentiles are computed from
@@ -160,11 +158,11 @@ class RasterScene:
     """A file that stays open; to be read by one thread at a time."""
 
     def __init__(self, path: str, bands: tuple[int, ...], driver: str):
-        self.path, self.photometric = path, RGB
+        self.path, self.photometric, page = path, RGB, 0
         if driver == "GTiff":
-            self.photometric = check_tiff(path)
-        with rasterio_settings() as rasterio:
-            self.dataset = self.source = rasterio.open(path, driver=driver)
+            self.photometric, page = check_tiff(path)
+        with rasterio_settings(CACHE_BYTES):
+            self.dataset = self.source = open_raster(path, driver, page)
         self.size = check_area((self.dataset.width, self.dataset.height))
         self.georeference, note = read_georeference(self.dataset)
         self.choose(bands)
@@ -204,7 +202,7 @@ class RasterScene:
         from rasterio.enums import Resampling
         from rasterio.vrt import WarpedVRT
         nearest = self.palette is not None or self.is_complex
-        with rasterio_settings():
+        with rasterio_settings(CACHE_BYTES):
             self.dataset = WarpedVRT(
                 self.source, crs=first.source.crs, transform=first.source.transform,
                 width=first.size[0], height=first.size[1], add_alpha=not self.masked,
@@ -224,7 +222,7 @@ class RasterScene:
         place = RasterWindow(left, top, right - left, bottom - top)
         shape = size[::-1]
         means = smooth and self.palette is None and not self.is_complex
-        with rasterio_settings():
+        with rasterio_settings(CACHE_BYTES):
             values = self.dataset.read(
                 list(self.chosen), window=place, out_shape=(len(self.chosen), *shape),
                 resampling=Resampling.average if means else Resampling.nearest)
@@ -282,15 +280,6 @@ class RasterScene:
         self.source.close()
 
 
-@contextmanager
-def rasterio_settings():
-    """Within, GDAL keeps few decoded blocks and warns of nothing; each thread enters it anew."""
-    import rasterio
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield rasterio
-
-
 def check_area(size: tuple[int, int]) -> tuple[int, int]:
     """-> the same width and height. PictureError: too many pixels."""
     if size[0] * size[1] > MAX_SCENE_PIXELS:
@@ -299,8 +288,9 @@ def check_area(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def check_tiff(path: str) -> int:
-    """-> its photometric interpretation. PictureError: it is cut off, or has no RGB in it."""
+def check_tiff(path: str) -> tuple[int, int]:
+    """-> its photometric interpretation, and which page is shown. PictureError: it is cut off, or
+    has no RGB in it."""
     tiff = read_tiff_info(path)
     check_area(tiff.size)
     if missing := read_missing(path):
@@ -309,7 +299,7 @@ def check_tiff(path: str) -> int:
     jpeg = (tiff.photometric, tiff.compression) == (YCBCR, JPEG)
     if tiff.photometric > PALETTE and not jpeg:
         raise PictureError(f"{tiff.kind} values in color space {tiff.photometric}; save it as RGB")
-    return tiff.photometric
+    return tiff.photometric, tiff.page
 
 
 # ---- all of it, small ----------------------------------------------------------------------------
