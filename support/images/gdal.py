@@ -17,7 +17,7 @@ NEEDS_RASTERIO = "pip install rasterio"
 @contextmanager
 def rasterio_settings(cache_bytes: int) -> Iterator[None]:
     """Within, GDAL keeps so many bytes of decoded blocks, warns of nothing, and what it raises is
-    a ValueError with its reason. Each thread enters it anew.
+    a ValueError with its reason, or a PictureError. Each thread enters it anew.
     """
     import rasterio
     from rasterio.session import DummySession
@@ -29,7 +29,12 @@ def rasterio_settings(cache_bytes: int) -> Iterator[None]:
         try:
             yield
         except rasterio.errors.RasterioError as error:
-            raise ValueError(str(error.__cause__ or error)) from None
+            reason: BaseException = error
+            while reason.__cause__:
+                reason = reason.__cause__
+            if "missing codec" in str(reason):
+                raise PictureError(f"{reason}; save it with another compression") from None
+            raise ValueError(str(reason)) from None
 
 
 def open_raster(path: str | Path, driver: str, page: int = 0):

@@ -71,11 +71,7 @@ def read_tiff_info(path: str | Path) -> TiffInfo | None:
 
 def read_missing(path: str | Path) -> str:
     """What of the shown page's pixels is not in the file: "" where all are there."""
-    with open(path, "rb") as file:
-        layout = read_layout(file)
-        page, pages = choose_page(file, layout)
-        tags = pages[page].tags | read_tags(file, layout, pages[page].offset, SEGMENT_TAGS).tags
-        return missing_pixels(tags, layout.file_size)
+    return missing_pixels(*read_segment_tags(path))
 
 
 # ---- tags as they are stored ---------------------------------------------------------------------
@@ -348,6 +344,35 @@ def missing_pixels(tags: Mapping[int, Values], file_size: int) -> str:
     end = np.uint64(file_size)
     beyond = (lengths > 0) & ((places > end) | (lengths > end - np.minimum(places, end)))
     return "cut off at its end" if beyond.any() else ""
+
+
+def read_segment_tags(path: str | Path) -> tuple[dict[int, Values], int]:
+    """-> the shown page's tags and those of where its pixels are; the file's size."""
+    with open(path, "rb") as file:
+        layout = read_layout(file)
+        page, pages = choose_page(file, layout)
+        tags = pages[page].tags | read_tags(file, layout, pages[page].offset, SEGMENT_TAGS).tags
+        return tags, layout.file_size
+
+
+def find_left_out(path: str | Path) -> tuple[int, int, int] | None:
+    """Of a sparse file, the first strip or tile that is left out: its first pixel's x and y, and
+    one of its bands, from 1."""
+    tags, _ = read_segment_tags(path)
+    tiled = TILE_OFFSETS_TAG in tags
+    count = count_segments(tags, tiled)
+    left_out = np.zeros(count, bool)
+    for tag in SEGMENT_TAGS[2:] if tiled else SEGMENT_TAGS[:2]:     # their places and lengths
+        values = tags.get(tag, "")
+        if not isinstance(values, str):
+            left_out[:len(values)] |= values[:count] == 0
+    if not left_out.any():
+        return None
+    across, down = segment_shape(tags, tiled)
+    columns = ceil_div(number(tags, WIDTH_TAG, 0), across)
+    rows = ceil_div(number(tags, HEIGHT_TAG, 0), down)
+    plane, place = divmod(int(left_out.argmax()), columns * rows)
+    return place % columns * across, place // columns * down, plane + 1
 
 
 def segment_shape(tags: Mapping[int, Values], tiled: bool) -> tuple[int, int]:

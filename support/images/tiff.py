@@ -36,6 +36,7 @@ from support.images.tags import (
     WHITE_IS_ZERO,
     YCBCR,
     TiffInfo,
+    find_left_out,
 )
 
 # ---- who reads it right --------------------------------------------------------------------------
@@ -115,6 +116,7 @@ def read_reduced(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], facto
         width, height = dataset.width, dataset.height
         if (width, height, dataset.count) != (*tiff.size, tiff.bands):
             raise ValueError("its tags contradict each other")
+        check_left_out(dataset, find_left_out(path), tiff.nodata)
         shape = ceil_div(height, factor), ceil_div(width, factor), len(bands)
         result = np.zeros(shape, np.uint8 if dataset.dtypes[0] == "uint8" else np.float32)
         top = 0
@@ -123,6 +125,18 @@ def read_reduced(path: str | Path, tiff: TiffInfo, bands: tuple[int, ...], facto
             result[top:top + len(small)] = small
             top += len(small)
         return result
+
+
+def check_left_out(dataset, place: tuple[int, int, int] | None, nodata: float | None) -> None:
+    """PictureError where GDAL fills what a sparse file leaves out with what is neither 0 nor the
+    no-data value: the nearest number of its kind where that is none, as of -9999 in 64 bits."""
+    from rasterio.windows import Window
+    if place:
+        x, y, band = place
+        fill = dataset.read([band], window=Window(x, y, 1, 1))
+        if fill != 0 and fill != nodata and np.isfinite(block_means(fill, 1, nodata)):
+            raise PictureError("parts of it are left out, and its no-data value is none of its "
+                               "kind of numbers; save it with another one, or whole")
 
 
 def read_rows(dataset, tiff: TiffInfo, bands: tuple[int, ...]) -> Iterator[np.ndarray]:
