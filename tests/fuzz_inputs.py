@@ -8,9 +8,7 @@ import dataclasses
 import functools
 import io
 import json
-import struct
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -179,66 +177,6 @@ def data_targets() -> list[Target]:
 
 # ---- pictures ------------------------------------------------------------------------------------
 
-def tiff(array: np.ndarray, *, order: str = "<", big: bool = False, packed: bool = False,
-         planar: bool = False, tile: int = 0, nodata: str = "", before: int = 0) -> bytes:
-    """A TIFF by hand. array: [H, W, C]; tile: the sides of its tiles, 0 for strips; before: how
-    many reduced copies come as pages before it."""
-    size, code, head = (8, "Q", 16) if big else (4, "I", 8)
-    body, pages = bytearray(head), []
-    for image in [array[::4, ::4]] * before + [array]:
-        height, width, bands = image.shape
-        planes = np.moveaxis(image, 2, 0)[..., None] if planar else image[None]
-        across, down = (tile, tile) if tile else (width, 16)
-        places, lengths = [], []
-        for plane in planes:
-            for y in range(0, height, down):
-                for x in range(0, width, across):
-                    block = plane[y:y + down, x:x + across]
-                    if tile:
-                        block = np.pad(block, ((0, tile - block.shape[0]),
-                                               (0, tile - block.shape[1]), (0, 0)))
-                    content = block.astype(image.dtype.newbyteorder(order)).tobytes()
-                    content = zlib.compress(content) if packed else content
-                    places.append(len(body))
-                    lengths.append(len(content))
-                    body += content
-        kind = {"u": 1, "i": 2, "f": 3}[image.dtype.kind]
-        offsets, counts = (324, 325) if tile else (273, 279)
-        tags = {256: ("H", [width]), 257: ("H", [height]),
-                258: ("H", [8 * image.dtype.itemsize] * bands), 259: ("H", [8 if packed else 1]),
-                262: ("H", [2 if bands > 2 else 1]), offsets: (code, places), 277: ("H", [bands]),
-                counts: (code, lengths), 284: ("H", [2 if planar else 1]),
-                339: ("H", [kind] * bands)}
-        tags |= {322: ("H", [tile]), 323: ("H", [tile])} if tile else {278: ("H", [16])}
-        tags |= {338: ("H", [0] * (bands - 3))} if bands > 3 else {}
-        tags |= {42113: ("s", [nodata.encode() + b"\0"])} if nodata else {}
-        tags |= {254: (code, [1])} if len(pages) < before else {}
-        pages.append(sorted(tags.items()))
-    starts = []
-    for tags in pages:
-        entries = b""
-        for tag, (kind, values) in tags:
-            content = values[0] if kind == "s" else struct.pack(
-                f"{order}{len(values)}{kind}", *values)
-            number = len(values[0]) if kind == "s" else len(values)
-            if len(content) > size:
-                place = struct.pack(order + code, len(body))
-                body += content + bytes(len(content) % 2)
-            else:
-                place = content.ljust(size, b"\0")
-            entries += struct.pack(f"{order}HH{code}", tag, {"s": 2, "H": 3, "I": 4, "Q": 16}[kind],
-                                   number) + place
-        starts.append(len(body))
-        body += struct.pack(order + ("Q" if big else "H"), len(tags)) + entries + bytes(size)
-    for start, tags, following in zip(starts, pages, starts[1:], strict=False):
-        at = start + (8 if big else 2) + (4 + 2 * size) * len(tags)
-        body[at:at + size] = struct.pack(order + code, following)
-    letter = b"I" if order == "<" else b"M"
-    numbers = (43, 8, 0, starts[0]) if big else (42, starts[0])
-    body[:head] = 2 * letter + struct.pack(order + ("HHHQ" if big else "HI"), *numbers)
-    return bytes(body)
-
-
 def picture_files() -> dict[str, bytes]:
     """One small picture in every format and layout that is read."""
     found: dict[str, bytes] = {}
@@ -284,11 +222,18 @@ def picture_files() -> dict[str, bytes]:
     deep = (pictures.scene() * 4000).astype(np.uint16)
     bands = (pictures.scene(bands=6) * 4000).astype(np.uint16)
     heights = pictures.scene(bands=1).astype(np.float32) * 100
-    found |= {"rgb16.tif": tiff(deep, packed=True), "planar.tif": tiff(deep, planar=True),
-              "tiles.tif": tiff(deep, tile=16, packed=True), "bands.tif": tiff(bands, order=">"),
-              "float.tif": tiff(heights, nodata="-9999"), "big.tif": tiff(deep, big=True),
-              "pages.tif": tiff(pictures.BYTES, before=1, order=">"),
-              "int16.tif": tiff(heights.astype(np.int16), order=">", nodata="nan")}
+    rgb, apart = {"photometric": "rgb", "rowsperstrip": 16}, np.moveaxis(deep, -1, 0)
+    packed, small = {"compression": "zlib"}, pictures.BYTES[::4, ::4]
+    tiff = pictures.tiff_bytes
+    found |= {"rgb16.tif": tiff((deep, rgb | packed)),
+              "planar.tif": tiff((apart, rgb | {"planarconfig": "separate"})),
+              "tiles.tif": tiff((deep, rgb | packed | {"tile": (16, 16)})),
+              "bands.tif": tiff((bands, rgb | {"extrasamples": [0] * 3}), order=">"),
+              "float.tif": tiff((heights, {"tags": {42113: "-9999"}})),
+              "big.tif": tiff((deep, rgb), big=True),
+              "pages.tif": tiff((small, rgb | {"tags": {254: [1]}}), (pictures.BYTES, rgb),
+                                order=">"),
+              "int16.tif": tiff((heights.astype(np.int16), {"tags": {42113: "nan"}}), order=">")}
     return found
 
 

@@ -14,8 +14,8 @@ import support.images.read as reading
 from support.images.common import PictureError
 from support.images.read import read_picture
 
-HAS_TIFFFILE = importlib.util.find_spec("tifffile") is not None
-needs_tifffile = pytest.mark.skipif(not HAS_TIFFFILE, reason="tifffile is optional")
+HAS_RASTERIO = importlib.util.find_spec("rasterio") is not None
+needs_rasterio = pytest.mark.skipif(not HAS_RASTERIO, reason="rasterio is optional")
 
 
 # ---- scenes --------------------------------------------------------------------------------------
@@ -48,11 +48,95 @@ def save(path, array):
     return path
 
 
-def save_tiff(path, array, **options):
-    """By tifffile; the test is skipped where that is not installed."""
-    tifffile = pytest.importorskip("tifffile")
-    tifffile.imwrite(path, array, **options)
+def save_tiff(path, array, byteorder="<", bigtiff=False, **options):
+    """One page; the options are add_page's."""
+    path.write_bytes(tiff_bytes((array, options), order=byteorder, big=bigtiff))
     return path
+
+
+def tiff_bytes(*pages, order="<", big=False):
+    """A TIFF by hand. pages: array and options of each, which are add_page's."""
+    body, code = bytearray(16 if big else 8), order + ("Q" if big else "I")
+    letter = b"I" if order == "<" else b"M"
+    body[:8] = 2 * letter + (struct.pack(f"{order}HHH", 43, 8, 0) if big else
+                             struct.pack(f"{order}HI", 42, 0))
+    link = 8 if big else 4                      # where it stands at which place a page's tags begin
+    for array, options in pages:
+        place, following = add_page(body, code, array, **options)
+        struct.pack_into(code, body, link, place)
+        link = following
+    return bytes(body)
+
+
+def add_page(body, code, array, photometric="minisblack", planarconfig="contig", tile=(),
+             rowsperstrip=0, compression="", predictor=False, extrasamples=(), left_out=0,
+             surplus=0, tags=(), below=()):
+    """-> where its tags begin, and where the place of the next page's is to be written.
+
+    array: [H, W], [H, W, C] or, with the planes apart, [C, H, W]. tile: height, width. left_out: so
+    many strips or tiles are not written. surplus: so many zeros are packed behind each one. tags:
+    more of them, numbers or texts. below: array and options of pages below it.
+    """
+    order, size = code[0], struct.calcsize(code)
+    apart = planarconfig == "separate"
+    planes = array[..., None] if apart else np.atleast_3d(array)[None]
+    count, height, width, channels = planes.shape
+    down, across = tile or (rowsperstrip or height, width)
+    blocks = [plane[y:y + down, x:x + across] for plane in planes
+              for y in range(0, height, down) for x in range(0, width, across)]
+    places, lengths = [], []
+    for number, block in enumerate(blocks):
+        if tile:
+            block = np.pad(block, ((0, down - len(block)), (0, across - block.shape[1]), (0, 0)))
+        if predictor:
+            block = predict(block)
+        content = block.astype(block.dtype.newbyteorder(order)).tobytes()
+        content = zlib.compress(content + bytes(surplus)) if compression else content
+        places.append(0 if number < left_out else len(body))
+        lengths.append(0 if number < left_out else len(content))
+        body += content + bytes(len(content) % 2)
+    bands, kind = count * channels, array.dtype.kind
+    found = {256: [width], 257: [height], 258: [8 * array.dtype.itemsize] * bands,
+             259: [8 if compression else 1],
+             262: [("miniswhite", "minisblack", "rgb").index(photometric)], 277: [bands],
+             284: [2 if apart else 1], 339: [{"u": 1, "i": 2, "f": 3, "c": 6}[kind]] * bands}
+    found |= {322: [across], 323: [down]} if tile else {278: [down]}
+    found |= {324 if tile else 273: (places,), 325 if tile else 279: (lengths,)}
+    found |= {317: [3 if kind == "f" else 2]} if predictor else {}
+    found |= {338: extrasamples} if len(extrasamples) else {}
+    found |= {330: ([add_page(body, code, lower, **more)[0] for lower, more in below],)} if below \
+        else {}
+    found |= dict(tags)
+    entries = b""
+    for tag, values in sorted(found.items()):
+        if isinstance(values, str):
+            kind, number, content = 2, len(values) + 1, values.encode() + b"\0"
+        elif isinstance(values, tuple):         # places and lengths
+            kind, number = (16 if size == 8 else 4), len(values[0])
+            content = struct.pack(f"{order}{number}{code[1]}", *values[0])
+        else:
+            kind, number = 3, len(values)
+            content = struct.pack(f"{order}{number}H", *values)
+        if len(content) > size:
+            place = len(body)
+            body += content + bytes(len(content) % 2)
+            content = struct.pack(code, place)
+        entries += struct.pack(f"{order}HH{code[1]}", tag, kind, number)
+        entries += content.ljust(size, b"\0")
+    head = struct.pack(order + ("Q" if size == 8 else "H"), len(found))
+    start = len(body)
+    body += head + entries + bytes(size)
+    return start, start + len(head) + len(entries)
+
+
+def predict(block):
+    """Differences to the pixel before; of floats, of their bytes, the highest ones first."""
+    if block.dtype.kind == "f":
+        height, width, channels = block.shape
+        pieces = block.astype(block.dtype.newbyteorder(">")).view(np.uint8)
+        pieces = pieces.reshape(height, width * channels, -1).swapaxes(1, 2)
+        block = pieces.reshape(height, -1, channels)
+    return np.concatenate([block[:, :1], block[:, 1:] - block[:, :-1]], 1)
 
 
 def save_tiff_with_nodata(path, array, nodata):

@@ -16,6 +16,7 @@ import support.images.read as read
 import tiny
 from conversations import make_conversation, run_chat, script_answer
 from data import encode_conversation, load_image, parse_boxes, preprocess
+from pictures import save_tiff
 from support.common import UserError
 from support.readers import read_data
 
@@ -188,8 +189,8 @@ def test_a_clip_is_shown_as_its_frames(folder, tmp_path):
 
 def test_pictures_with_many_bands_need_a_choice_of_bands(folder, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (9, 8, 6), dtype=np.uint8)
-    tifffile = pytest.importorskip("tifffile")
-    tifffile.imwrite(tmp_path / "six.tif", pixels, photometric="minisblack", planarconfig="contig")
+    pytest.importorskip("rasterio")
+    save_tiff(tmp_path / "six.tif", pixels)
     with pytest.raises(UserError, match="six.tif: 6 bands .* --bands"):
         make_conversation(folder, [tmp_path / "six.tif"])
     done = run_chat(tmp_path / "six.tif", "--bands", "4,3,2", "--model", folder, "--prompt", "hi",

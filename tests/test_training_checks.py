@@ -11,6 +11,7 @@ import eval as evaluation
 import tiny
 import train
 from data import TEMPLATES
+from pictures import save_tiff
 from support.images.clips import check_pixels
 from support.images.read import read_header, read_picture
 from support.readers import read_data
@@ -179,8 +180,8 @@ def write_bands(path, count):
     """A picture of so many bands, a TIFF of 8 where no other format has them."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, count), dtype=np.uint8)
     if count > 4:
-        tifffile = pytest.importorskip("tifffile")
-        tifffile.imwrite(path, pixels, photometric="minisblack", planarconfig="contig")
+        pytest.importorskip("rasterio")
+        save_tiff(path, pixels)
     else:
         Image.fromarray(pixels if count > 1 else pixels[..., 0]).save(path)
     return str(path)

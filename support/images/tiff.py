@@ -148,7 +148,7 @@ def read_rows(dataset, tiff: TiffInfo, bands: tuple[int, ...]) -> Iterator[np.nd
     down, across = dataset.block_shapes[0]
     value_bytes = ceil_div(tiff.bits, 8)
     decoded = tiff.bands if dataset.interleaving == Interleaving.pixel else 1
-    check_memory((max(width, across), down), value_bytes * (2 * decoded + len(bands)))
+    check_memory((max(width, across), down), value_bytes * (decoded + 1 + len(bands)))
     row_bytes = width * value_bytes * len(bands)
     step = down * max(1, BUFFER_BYTES // (down * row_bytes))
     most = max(1, BUFFER_BYTES // row_bytes)
