@@ -338,6 +338,7 @@ def test_an_overview_behind_the_picture_changes_nothing(tmp_path):
     assert read_picture(tmp_path / "a.tif").note == ""
 
 
+@needs_rasterio
 @pytest.mark.parametrize("options", LAYOUTS, ids=str)
 def test_the_header_of_a_tiff_shows_that_it_is_cut_off(tmp_path, options):
     truth = np.random.default_rng(0).integers(0, 9999, (90, 70, 3), dtype=np.uint16)
@@ -380,6 +381,7 @@ def test_a_strip_that_unpacks_to_far_more_than_its_pixels_takes_their_memory(tmp
     assert int(done.stdout.split()[-1]) < 80 and done.stderr == ""
 
 
+@needs_rasterio
 def test_a_tiff_without_any_pixels_is_found_by_its_header_and_takes_no_memory(tmp_path):
     path = bomb(tmp_path / "a.tif", 20_000, 20_000)
     assert "no pixel has a value" in read_header(str(path)).fault

