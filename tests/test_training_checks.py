@@ -225,11 +225,11 @@ def test_bands_are_known_to_train_eval_and_check_at_the_start(tmp_path, capsys, 
     assert "8 bands" in refusal(DataError, evaluation.read_questions, job)
     assert len(evaluation.read_questions(job, bands=(8, 3, 2))) == 2
     asked = []
-    monkeypatch.setattr(train, "read_data", lambda *args: asked.append(args) or sys.exit(7))
+    monkeypatch.setattr(train, "read_data", lambda *_, **more: asked.append(more) or sys.exit(7))
     config = train.TrainConfig(data=(str(place),), bands=(8, 3, 2))
     with pytest.raises(SystemExit):
         train.build_dataset(config, tiny.skyeye(), tiny.tokenizer(), ())
-    assert asked[0][-1] == (8, 3, 2)
+    assert asked[0]["bands"] == (8, 3, 2)
     assert check_data.main(["--check", str(place), "--deep"]) == 1
     assert check_data.main(["--check", str(place)]) == 0
     assert "8 bands" in capsys.readouterr().out
