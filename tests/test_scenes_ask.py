@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,11 @@ def test_a_layer_lies_on_its_scene_and_is_read_back_by_others(scene, folder, tmp
         assert np.abs(np.subtract(found, feature["properties"]["pixels"])).max() < 0.5
     [first, *_] = csv.DictReader((tmp_path / "a.csv").open())
     assert 13 < float(first["longitude"]) < 15 and 44 < float(first["latitude"]) < 46
+    shapely = pytest.importorskip("shapely")
+    for feature in layer["features"]:
+        outline = shapely.geometry.shape(feature["geometry"])
+        assert outline.is_valid and outline.exterior.is_ccw and outline.area > 0
+        assert shapely.geometry.box(-180, -90, 180, 90).contains(outline)
     geopandas = pytest.importorskip("geopandas")
     table = geopandas.read_file(layer_file)
     assert len(table) == len(layer["features"]) and table.crs == "EPSG:4326"
@@ -313,9 +319,9 @@ def test_two_dates_are_asked_together_and_the_second_lies_on_the_grid_of_the_fir
 
 # ---- runs that are killed and continued ----------------------------------------------------------
 
-def in_a_process(scene, folder, kill_after, *more):
-    """chat.py in a child process, which kills itself in the middle of writing a batch -> how it
-    ended."""
+def in_a_process(scene, folder, kill_after, *more, seconds=None):
+    """chat.py in a child process, which kills itself in the middle of writing a batch, or is killed
+    from outside after so many seconds -> how it ended."""
     child = os.fork()
     if child == 0:
         try:
@@ -326,6 +332,9 @@ def in_a_process(scene, folder, kill_after, *more):
             os._exit(asked(scene, folder, *more))
         except BaseException:
             os._exit(9)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)                          # one that has ended feels nothing
     return os.waitpid(child, 0)[1]
 
 
@@ -360,6 +369,25 @@ def test_twenty_kills_change_no_byte_of_the_layer(scene, folder, tmp_path):
     assert kills >= 12
     assert in_a_process(scene, folder, None, "--geojson", broken) == 0
     assert broken.read_bytes() == whole.read_bytes() and whole.stat().st_size > 2000
+
+
+def test_twenty_kills_from_outside_at_any_moment_change_no_byte_of_the_layer(scene, folder,
+                                                                            tmp_path):
+    torch.set_num_threads(1)
+    whole, broken = tmp_path / "whole.geojson", tmp_path / "broken.geojson"
+    start = time.monotonic()
+    assert in_a_process(scene, folder, None, "--geojson", whole) == 0
+    span, rng, kills = time.monotonic() - start, random.Random(1), 0
+    for _ in range(20):
+        status = in_a_process(scene, folder, None, "--geojson", broken,
+                              seconds=rng.uniform(0, span))
+        kills += os.WIFSIGNALED(status)
+        if broken.exists():                                     # it had come to its end
+            assert broken.read_bytes() == whole.read_bytes()
+            broken.unlink()
+            journal.journal_file(broken).unlink(missing_ok=True)
+    assert in_a_process(scene, folder, None, "--geojson", broken) == 0
+    assert broken.read_bytes() == whole.read_bytes() and kills
 
 
 def test_tiles_that_are_answered_are_not_asked_again(scene, folder, tmp_path, monkeypatch):
