@@ -500,7 +500,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     wait_for_all()
     check_image_folder(config.image_folder, config.data)
     jobs, missing = plan_jobs(config.benchmark, config.split, config.data, config.output_dir,
-                              config.model)
+                              config.model, config.limit)
     if missing and rank == 0:
         print(f"not in {config.data[0]}: {', '.join(missing)}", file=sys.stderr)
     for folder in {job.folder for job in jobs} if rank == 0 else ():

@@ -430,7 +430,9 @@ def test_fresh_deletes_earlier_answers(model, finished, tmp_path):
     assert len(predictions(out)) == 4
 
 
-def test_files_that_are_none_of_eval_pys_are_refused_before_the_model_is_read(tmp_path, finished):
+def test_files_that_are_none_of_eval_pys_are_refused_before_the_weights_are_read(
+        model, tmp_path, finished):
+    shutil.copy(model / "config.json", tmp_path)
     for name in ("table.md", "metrics.json"):
         write(tmp_path / name / name, "thesis")
         with pytest.raises(UserError, match=f"{name}: not written by eval.py"):

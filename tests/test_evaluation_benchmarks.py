@@ -30,6 +30,12 @@ def test_a_job_writes_to_a_folder_of_its_own_or_to_the_given_one(tmp_path):
     (tmp_path / "a.json").touch()
     [job], _ = plan_jobs("", "val", places, None, "out/stage1")
     assert job.folder == Path("out/eval/stage1/UCM-Captions+a-val")
+    [job], _ = plan_jobs("", "val", places, None, "out/stage1", limit=20)
+    assert job.folder == Path("out/eval/stage1/UCM-Captions+a-val-20")
+    jobs, _ = plan_jobs("all", "val", [str(tmp_path)], None, "weights/nano", limit=20)
+    assert [job.folder.name for job in jobs] == ["ucm-val-20", "rsvg-val-20"]
+    [job], _ = plan_jobs("", "val", places, tmp_path / "out", "out/stage1", limit=20)
+    assert job.folder == tmp_path / "out"
 
 
 # ---- published sizes -----------------------------------------------------------------------------

@@ -54,20 +54,22 @@ class Job:
         return f"{self.benchmark or ' '.join(self.places)} {self.split}"
 
 
-def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None, model: str
-              ) -> tuple[list[Job], list[str]]:
+def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None, model: str,
+              limit: int = 0) -> tuple[list[Job], list[str]]:
     """-> the jobs, and for "all" the benchmarks whose folders are missing. UserError.
 
     name: a benchmark, "all" or "". split: "" for those that the papers report. out: folder for
-    results; None: out/eval/MODEL/DATA-SPLIT, by the names of the model's folder and the data.
+    results; None: out/eval/MODEL/DATA-SPLIT, by the names of the model's folder and the data, with
+    -LIMIT behind it where there is a limit, whose answers are none of the whole split.
     """
+    part = f"-{limit}" if limit and not out else ""
     root = out or DEFAULT_OUTPUT / Path(model).resolve().name
     for place in places:
         if not Path(place).exists():
             raise UserError(f"{place}: no such file or folder")
     if not name:
         data = "+".join(Path(place).resolve().stem for place in places)
-        folder = out or root / f"{data}-{split or 'test'}"
+        folder = out or root / f"{data}-{split or 'test'}{part}"
         return [Job("", split or "test", tuple(places), folder)], []
     found, missing = {name: tuple(places)}, []
     if name == "all":
@@ -76,7 +78,7 @@ def plan_jobs(name: str, split: str, places: Sequence[str], out: Path | None, mo
              for own_split in ([split] if split else BENCHMARKS[benchmark].splits)]
     jobs = []
     for benchmark, own_split in pairs:
-        folder = root / f"{benchmark}-{own_split}"
+        folder = root / f"{benchmark}-{own_split}{part}"
         if out and len(pairs) == 1:
             folder = out
         jobs.append(Job(benchmark, own_split, found[benchmark], folder))
