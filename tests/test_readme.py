@@ -197,7 +197,7 @@ for script, arguments in json.loads(sys.argv[2]):
         print("parsed", script)
 """
     found = [script_and_arguments(command) for _, command in COMMANDS
-             if words_of(command)[0] in ("python", "torchrun")]
+             if words_of(command)[0] in ("python", "torchrun") and " -m " not in command]
     others = [one for one in found if one[0] not in PARSERS and one[0] not in WITHOUT_FLAGS]
     done = subprocess.run([sys.executable, "-c", code, str(ROOT), json.dumps(others)],
                           cwd=tmp_path, capture_output=True, text=True, timeout=600)
