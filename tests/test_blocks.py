@@ -48,7 +48,6 @@ NOT_RUN = {         # how a command begins: why it is not run here
 }
 SHORTER = {
     "train.py": "--max_steps 2 --batch_size 2 --num_workers 0",
-    "eval.py": "--limit 2",
     "examples/teach_encoder.py": "--max_steps 2 --batch_size 2",
     "tests/bench_turns.py": "--pictures 1",
     "tests/measure_attention.py": "--pictures 1",
