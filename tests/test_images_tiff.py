@@ -382,6 +382,13 @@ def test_a_strip_that_unpacks_to_far_more_than_its_pixels_takes_their_memory(tmp
 
 
 @needs_rasterio
+def test_a_tile_that_takes_more_memory_than_there_is_is_refused_before_it_is_decoded(tmp_path):
+    path = save_tiff(tmp_path / "a.tif", DEEP, photometric="rgb", compression="zlib",
+                     tile=(64, 64), tags={322: [60_000], 323: [60_000]})
+    assert "take 50.4 GB to decode, at most 2.0 are used" in refusal(path)
+
+
+@needs_rasterio
 def test_a_tiff_without_any_pixels_is_found_by_its_header_and_takes_no_memory(tmp_path):
     path = bomb(tmp_path / "a.tif", 20_000, 20_000)
     assert "no pixel has a value" in read_header(str(path)).fault

@@ -222,5 +222,3 @@ def draw_lens(canvas: Canvas, reading: Reading, tokenizer: Tokenizer) -> None:
             canvas.text(x + 3, f"{p:.2f} {piece}", "#0a58ca" if said == token else "#333333",
                         cell - 9)
         canvas.y += FONT + 8
-
-

@@ -72,8 +72,8 @@ def shapes(config: SkyEyeConfig) -> dict[str, torch.Size]:
 
 
 def all_steps(config: SkyEyeConfig) -> list[Step]:
-    """The forward pass of the example. Blocks of a stack are alike without numbers: one of each
-    runs, which takes PyTorch a third of the time."""
+    """The forward pass of the example. Without numbers all blocks of a stack are alike, so one of
+    each runs."""
     small = replace(config, vit=replace(config.vit, depth=1), llama=replace(config.llama, depth=1))
     ids = torch.zeros(1, config.visual_tokens + TEXT_TOKENS, dtype=torch.long, device="meta")
     side = config.vit.image_size
