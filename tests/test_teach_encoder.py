@@ -22,9 +22,10 @@ from examples.teach_encoder import (
     view_boxes,
     view_images,
 )
+from support.checkpoints.files import in_memory, write_shards
 from support.checkpoints.load import load_vit
 from support.common import UserError
-from vit import PRESETS
+from vit import PRESETS, ViT
 
 # ---- views ---------------------------------------------------------------------------------------
 
@@ -178,7 +179,26 @@ def test_it_learns_what_it_is_told_and_load_vit_reads_it(settings, tmp_path, cap
         p.numel() for p in teacher.vit.parameters())
 
 
-def test_resumed_is_unbroken(settings, tmp_path):
+@pytest.fixture
+def going_on(settings, world, tmp_path):
+    """Settings that go on from an encoder, keep what it gives for one data set, and leave out
+    patches of the other's pictures."""
+    torch.manual_seed(3)
+    vit = ViT(SMALL)
+    vit.init_weights()
+    write_shards(tmp_path / "start", "model", in_memory(vit.state_dict()), torch.float32)
+    folder = tmp_path / "classes"
+    for name in ("lake", "desert"):
+        for split in range(4):
+            tiny.picture(folder / name / f"{split}.png", seed=split)
+    return dataclasses.replace(settings, data=(str(folder), str(world)), keep=(str(world),),
+                               ratio=("1", "1"), vit=str(tmp_path / "start"), patch_dropout=0.4,
+                               batch_size=8)
+
+
+@pytest.mark.parametrize("kind", ["settings", "going_on"])
+def test_resumed_is_unbroken(kind, request, tmp_path):
+    settings = request.getfixturevalue(kind)
     whole = Teacher(settings)
     for step in range(6):
         whole.step(step)
@@ -196,6 +216,7 @@ def test_resumed_is_unbroken(settings, tmp_path):
 @pytest.mark.parametrize("more, word", [
     ({"ratio": ("1", "2")}, "--ratio"), ({"ratio": ("x",)}, "--ratio"),
     ({"published": ("elsewhere",)}, "--published elsewhere"), ({"lr": 5.0}, "other settings"),
+    ({"keep": ("elsewhere",)}, "--keep elsewhere"), ({"vit": "nowhere"}, "nowhere"),
     ({"data": ("nowhere",)}, "nowhere")])
 def test_a_mistake_is_told_in_a_line(settings, tmp_path, more, word):
     first = Teacher(settings)
@@ -219,3 +240,65 @@ def test_a_folder_that_is_a_file_is_no_traceback(settings, tmp_path, monkeypatch
     monkeypatch.setattr("sys.argv", ["teach_encoder.py", "--data", *settings.data, "--output_dir",
                                      str(tmp_path / "out")])
     assert teach.main() == 2 and capsys.readouterr().err.startswith("teach_encoder.py: ")
+
+
+# ---- going on from an encoder that has learned ---------------------------------------------------
+
+def test_the_output_on_kept_pictures_stays_what_it_was(going_on):
+    """Not bit for bit, but nearer than where nothing keeps it."""
+    start = load_vit(going_on.vit, SMALL)
+
+    def change(settings):
+        teacher = Teacher(settings)
+        images = teach.normalize(teacher.pictures.images[-10:].float() / 255)     # the world's
+        for step in range(60):
+            teacher.step(step)
+        with torch.no_grad():
+            return (teacher.vit(images) - start(images)).square().mean().item()
+
+    going_on = dataclasses.replace(going_on, max_steps=60)
+    kept, not_kept = change(going_on), change(dataclasses.replace(going_on, keep=()))
+    assert kept < 0.5 * not_kept
+
+
+def test_before_the_first_step_nothing_has_changed(going_on):
+    teacher = Teacher(going_on)
+    found = teacher.kept_losses((teacher.kept_row >= 0).nonzero()[:4, 0], None)
+    assert found["kept"].item() < 1e-5                  # that of half precision
+    assert len(teacher.kept) == 10 and (teacher.kept_row[-10:] == torch.arange(10)).all()
+
+
+def test_keeping_needs_an_encoder(settings):
+    told = dataclasses.replace(settings, keep=settings.data)
+    assert "--vit" in tiny.refusal(UserError, Teacher, told)
+
+
+def test_all_patches_shown_are_the_whole_picture_in_any_order():
+    torch.manual_seed(0)
+    vit = ViT(SMALL)
+    vit.init_weights()
+    images, P = torch.randn(3, 3, 32, 32), SMALL.grid ** 2
+    shown = torch.rand(3, P).argsort(1)
+    with torch.no_grad():
+        whole, found = vit(images), teach.encode_patches(vit, images, shown)
+        assert torch.allclose(found, teach.take(whole, shown), atol=1e-5)
+        fewer = teach.encode_patches(vit, images, shown[:, :5])
+        again = teach.encode_patches(vit, images, shown[:, :5].flip(1))
+        assert fewer.shape == (3, 5, 24) and torch.allclose(fewer.flip(1), again, atol=1e-5)
+        assert not torch.allclose(fewer, found[:, :5], atol=1e-2)
+
+
+def test_a_patch_is_told_its_own_box_wherever_it_stands(settings):
+    """The losses of shuffled patches are those of the patches in order."""
+    teacher = Teacher(settings)
+    chosen, B, P = torch.arange(4), 4, SMALL.grid ** 2
+    h = torch.randn(B, P, SMALL.width)
+    targets = teacher.targets(chosen, torch.eye(2).expand(B, 2, 2), torch.zeros(B, 2))
+    about = teacher.pictures.scenes[chosen], teacher.pictures.words[chosen], None
+    shown = torch.rand(B, P).argsort(1)
+    in_order = teach.losses(teacher.heads, h, targets, *about)
+    shuffled = teach.losses(teacher.heads, teach.take(h, shown),
+                            teach.Targets(*(teach.take(x, shown) for x in targets)), *about, shown)
+    assert in_order.keys() == shuffled.keys() and "box" in in_order
+    for name, loss in in_order.items():
+        assert torch.allclose(loss, shuffled[name], atol=1e-5), name
