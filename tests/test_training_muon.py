@@ -10,13 +10,13 @@ from support.training.muon import MOMENTUM, RATE, Muon, orthogonalize
 from train import TrainConfig, build_model, make_optimizer
 
 
-@pytest.mark.parametrize("shape", [(2, 7, 19), (3, 19, 7), (1, 5, 5)])
+@pytest.mark.parametrize("shape", [(7, 19), (19, 7), (5, 5)])
 def test_an_update_keeps_its_singular_vectors_and_makes_its_values_alike(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, v = torch.linalg.svd(x, full_matrices=False)
     inner = u.mT @ orthogonalize(x) @ v.mT                # diagonal, in the same basis
-    values = inner.diagonal(dim1=1, dim2=2)
-    assert torch.allclose(inner, torch.diag_embed(values), atol=1e-9)
+    values = inner.diagonal()
+    assert torch.allclose(inner, torch.diag(values), atol=1e-9)
     assert values.min() > 0.6 and values.max() < 1.25
 
 
@@ -35,7 +35,7 @@ def test_a_step_is_the_orthogonalized_momentum_and_adamw_of_the_others():
         matrix.grad, vector.grad = torch.randn(4, 6), torch.randn(5)
         alone.grad = vector.grad.clone()
         momentum = MOMENTUM * momentum + matrix.grad
-        update = orthogonalize((matrix.grad + MOMENTUM * momentum)[None])[0]
+        update = orthogonalize(matrix.grad + MOMENTUM * momentum)
         wanted = wanted * (1 - rate * 0.1) - rate * update
         optimizer.step()
         adamw.step()
