@@ -179,7 +179,7 @@ class TrainConfig:
 WARMUP_PART = 10                # a warm-up that is not given is at most a tenth of all steps
 SMALL_WIDTH = 1024              # a language model narrower than this is small
 SMALL_MODEL_DEFAULTS = {        # its defaults, by stage
-    1: dict(lr=1e-3, min_lr=1e-5, warmup_steps=100, max_steps=1000, batch_size=16, clip=1.0,
+    1: dict(lr=5e-4, min_lr=1e-5, warmup_steps=100, max_steps=1150, batch_size=16, clip=1.0,
             beta2=0.98, questions_per_image=8),
     2: dict(lr=5e-4, min_lr=1e-5, warmup_steps=20, max_steps=200, batch_size=16, clip=1.0,
             beta2=0.98),

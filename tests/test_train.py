@@ -157,7 +157,7 @@ def test_the_help_names_the_defaults_that_depend_on_the_model_and_on_tune(capsys
     with pytest.raises(SystemExit):
         parse_args(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "stage 1: --lr 0.001" in text and "stage 2: --lr 0.0005" in text
+    assert "stage 1: --lr 0.0005" in text and "stage 2: --lr 0.0005" in text
     assert "rank of a new LoRA (default: 64, with --tune moe-lora 32)" in text
     assert "alpha / r (default: 16, with --tune moe-lora 64)" in text
     assert "v_proj, with --tune moe-lora q_proj k_proj v_proj o_proj)" in text
