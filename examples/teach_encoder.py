@@ -440,8 +440,8 @@ class Teacher:
         return Pictures.load(known, self.vocabulary, self.config.image_size)
 
     def rows_of(self, flag: str, sets: list[Pictures]) -> Tensor:
-        """-> long[n]: the how manieth each picture is of the data sets that a flag names, -1 for
-        those of the others. UserError: it names one that is not learned from."""
+        """-> long[n]: each picture's number among those of the data sets that a flag names, -1 for
+        the others. UserError: it names one that is not learned from."""
         places = self.settings.data
         named = getattr(self.settings, flag)
         if unknown := set(named) - set(places):
