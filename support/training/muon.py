@@ -41,7 +41,7 @@ def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
     """float[a, b] -> the same with singular values between about 0.7 and 1.2, by Newton-Schulz.
 
     A step takes each singular value s to 3.4445 s - 4.775 s^3 + 2.0315 s^5. One matrix at a time:
-    on a CPU a batch of small ones takes twice as long.
+    on a CPU a batch of small ones takes longer.
     """
     wide = x if x.shape[0] <= x.shape[1] else x.mT                            # [a, b], a <= b
     wide = wide / (wide.norm() + 1e-7)
